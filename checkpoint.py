@@ -1,0 +1,240 @@
+"""A run on disk: saved whole or not at all, checked and read back; a model from a checkpoint.
+
+A checkpoint is nanoGPT's dict of six keys (model, optimizer, model_args, iter_num, best_val_loss,
+config), with our own beside them. ckpt.pt is the best model, or the latest evaluated; last.pt is
+the state a run goes on from. Everything loads under torch.load(weights_only=True): no file that we
+read can run code.
+"""
+
+import dataclasses
+import glob
+import os
+import time
+import warnings
+import zipfile
+
+import torch
+
+from configurator import UserError
+from model import GPT, GPTConfig
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: two runs on one out_dir are not told apart there
+    fcntl = None
+
+KEYS = {"model": dict, "model_args": dict, "iter_num": int, "config": dict}
+RUN_FILES = ("ckpt.pt", "last.pt", "log.csv")
+
+
+# ----------------------------------------------------------------------------------------------
+# writing
+
+
+def save(checkpoint, path):
+    """Writes `checkpoint` to `path` whole or not at all; OSError, with what was there intact.
+
+    The bytes go to a temporary file in the same folder and are flushed to disk before it takes the
+    name, and the folder after, so that neither a kill nor a power cut leaves half a file there.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        flush_folder(os.path.dirname(path) or ".")
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as either
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        kept = "; the earlier checkpoint there is intact" if os.path.exists(path) else ""
+        raise OSError(f"could not save {path}: {reason}{kept}") from error
+
+
+def flush_folder(folder):
+    """Makes a rename in `folder` survive a power cut. Windows cannot, and needs no such call."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def claim(out_dir):
+    """Takes `out_dir`, made where it is missing, for this process until it ends; UserError if a run has it.
+
+    Returns the open lock, which must be kept. The system drops it with the process, however that ends.
+    """
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        lock = open(os.path.join(out_dir, ".lock"), "w")
+    except OSError as error:
+        raise OSError(f"cannot write to --out_dir={out_dir}: {error.strerror}") from error
+    if fcntl:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing to {out_dir}: stop it, or choose another --out_dir") from None
+        except OSError as error:
+            # A file system without locks: go on, as there is nothing to be told from it.
+            warnings.warn(f"{out_dir} cannot be locked ({error.strerror})", stacklevel=2)
+    for leftover in glob.glob(os.path.join(glob.escape(out_dir), "*.tmp")):
+        os.remove(leftover)
+    return lock
+
+
+def move_aside(out_dir):
+    """Moves an earlier run's files into a dated folder inside out_dir. Returns its path, or None if there are none."""
+    there = [name for name in RUN_FILES if os.path.exists(os.path.join(out_dir, name))]
+    if not there:
+        return None
+    folder = dated = os.path.join(out_dir, time.strftime("%Y-%m-%d_%H-%M-%S"))
+    for k in range(2, 100):
+        if not os.path.exists(folder):
+            break
+        folder = f"{dated}_{k}"
+    os.makedirs(folder)
+    for name in there:
+        os.replace(os.path.join(out_dir, name), os.path.join(folder, name))
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------
+# reading
+
+
+def _read(path, mmap=False):
+    """The dict in `path`, on the CPU, prefixes of wrapped modules taken off; UserError where it is no checkpoint."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # torch.load answers bad bytes with many kinds
+        reason = "it holds more than plain data" if "weights_only" in str(error).lower() else "cut, damaged, or another kind of file"
+        raise UserError(f"{path} is not a checkpoint that can be read: {reason}") from None
+    for key, kind in KEYS.items():
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
+            raise UserError(f"{path} is not a checkpoint of this program or of nanoGPT: no {key} in it")
+    weights = checkpoint["model"]
+    for name, tensor in list(weights.items()):
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{path} is not a checkpoint of this program or of nanoGPT: its model is not one")
+        bare = name
+        while bare.startswith(("_orig_mod.", "module.")):
+            bare = bare.partition(".")[2]
+        if bare != name:
+            weights[bare] = weights.pop(name)
+    return checkpoint
+
+
+def load(path):
+    """The checkpoint in `path`, its bytes verified; UserError where it is missing, damaged or not one.
+
+    torch.load does not look at the file's check sums, so a flipped bit would pass as a weight."""
+    if not os.path.exists(path):
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except Exception:
+        damaged = "its table of contents"
+    if damaged:
+        raise UserError(f"{path} is damaged or cut ({damaged} does not match its check sum)")
+    return _read(path)
+
+
+def load_run(out_dir):
+    """(checkpoint, path, remarks): the newer of last.pt and ckpt.pt that is whole.
+
+    `remarks` are lines about a file that had to be passed over. UserError where neither can be read.
+    """
+    found, problems = [], []
+    for name in ("last.pt", "ckpt.pt"):
+        path = os.path.join(out_dir, name)
+        if os.path.exists(path):
+            try:
+                found.append((_read(path, mmap=True)["iter_num"], path))  # reads the index, not the weights
+            except UserError as error:
+                problems.append(str(error))
+    for _, path in sorted(found, reverse=True):
+        try:
+            return load(path), path, [f"{problem}; going on from {path}" for problem in problems]
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+    raise UserError(f"there is no checkpoint in {out_dir} (neither last.pt nor ckpt.pt)")
+
+
+def has_run(out_dir):
+    """Whether out_dir holds a run to go on from."""
+    return any(os.path.exists(os.path.join(out_dir, name)) for name in ("last.pt", "ckpt.pt"))
+
+
+def load_model_file(out_dir):
+    """(checkpoint, path, remarks) to sample from: ckpt.pt, else last.pt where there is no whole ckpt.pt."""
+    best, last = (os.path.join(out_dir, name) for name in ("ckpt.pt", "last.pt"))
+    if not os.path.isdir(out_dir):
+        raise UserError(f"there is no folder {out_dir}: train first, or give another --out_dir")
+    try:
+        return load(best), best, []
+    except UserError as error:
+        if not os.path.exists(last):
+            raise
+        return load(last), last, [f"{error}; using {last}"]
+
+
+def build_model(checkpoint, path, dropout=0.0):
+    """The GPT whose arguments and weights are in `checkpoint` (from `path`), on the CPU; UserError where they disagree."""
+    try:
+        model = GPT(GPTConfig(**{**checkpoint["model_args"], "dropout": dropout}))
+        model.load_state_dict(checkpoint["model"])
+    except (RuntimeError, TypeError, AttributeError, UserError) as error:
+        detail = " ".join(str(error).split())
+        raise UserError(f"{path}: its weights do not fit its model_args: {detail[:300]}") from None
+    return model
+
+
+def model_args(config):
+    """A GPTConfig as checkpoints hold it: nanoGPT's seven arguments, and ours only where they are not the default."""
+    arguments = dataclasses.asdict(config)
+    if arguments["activation"] == "gelu":
+        del arguments["activation"]
+    return arguments
+
+
+def restore_optimizer(optimizer, state, path):
+    """Loads the moments and step counts in `state`; what the settings say (lr, betas, decay, fused) stays the settings'."""
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: its optimizer state does not fit this model: {error}") from None
+    for group, settings in zip(optimizer.param_groups, groups, strict=True):
+        group.update(settings)
+
+
+# ----------------------------------------------------------------------------------------------
+# the random numbers' state
+
+
+def generator_states(device, batches):
+    """Where every generator that a run draws from stands: the global one of the CPU and of the device, and `batches`."""
+    states = {"cpu": torch.get_rng_state(), "batches": batches.get_state()}
+    kind = torch.device(device).type
+    if kind != "cpu":
+        states[kind] = getattr(torch, kind).get_rng_state()
+    return states
+
+
+def restore_generators(states, device, batches):
+    """Puts the generators back to where generator_states() saw them, as far as this device has them."""
+    kind = torch.device(device).type
+    torch.set_rng_state(states["cpu"])
+    if kind != "cpu" and kind in states:
+        getattr(torch, kind).set_rng_state(states[kind])
+    batches.set_state(states["batches"])

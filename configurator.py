@@ -1,0 +1,361 @@
+"""Settings from config files and the command line, and what 'auto' means on this machine.
+
+A script's settings are its plain module globals. configure(globals()) lays config files and
+--key=value arguments onto them, later ones winning. Importing this module also turns a mistake of
+the user (UserError) into one `error:` line and exit code 2, and a failure of the machine (disk
+full, out of memory) into one line and exit code 1; anything else is a bug and keeps its traceback.
+"""
+
+import ast
+import difflib
+import importlib.util
+import math
+import os
+import re
+import signal
+import sys
+import time
+import types
+
+import torch
+
+ROOT = os.path.dirname(os.path.abspath(__file__))  # config/ and data/ lie here, whatever the working directory
+
+
+class UserError(ValueError):
+    """Something the user can put right. The message is the one line they see."""
+
+
+# ----------------------------------------------------------------------------------------------
+# errors
+
+
+def _machine_failure(error):
+    """The one line for a failure of the machine, or None where the exception is a bug of ours."""
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return "out of memory: try a smaller --batch_size or --block_size, or a smaller model"
+    if isinstance(error, RuntimeError) and re.search("gloo|nccl|Connection (closed|reset)", str(error), re.I):
+        return f"another process is gone or cannot be reached: {str(error).splitlines()[0]}"
+    return None
+
+
+def _report(kind, error, trace):
+    """sys.excepthook: one line for what is not a bug."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    if issubclass(kind, KeyboardInterrupt):
+        sys.exit(130)
+    if issubclass(kind, BrokenPipeError):  # `| head` has seen enough; nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    message = str(error) if issubclass(kind, UserError) else _machine_failure(error)
+    if message is None:
+        sys.__excepthook__(kind, error, trace)
+        sys.exit(1)
+    rank = int(os.environ.get("RANK", 0))
+    if rank > 0:
+        # Nearly always rank 0 has met the same error and says so; torchrun then ends us in our sleep.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(5)
+        message = f"rank {rank}: {message}"
+    sys.stdout.flush()
+    print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+    sys.exit(2 if issubclass(kind, UserError) else 1)
+
+
+sys.excepthook = _report
+
+
+# ----------------------------------------------------------------------------------------------
+# settings
+
+
+def setting_names(namespace):
+    """The names in a script's globals that are settings: public, and plain values."""
+    return [k for k, v in namespace.items() if not k.startswith("_") and isinstance(v, (bool, int, float, str))]
+
+
+def coerce(name, value, default, where):
+    """`value` as setting `name` takes it, whose default is `default`; UserError where it does not fit."""
+    wanted = type(default)
+    if default == "auto" and isinstance(value, (str, bool)):
+        return value  # each setting with an 'auto' knows its own values
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise UserError(f"{where}: {name} takes {_article(wanted)}, such as {default!r}, not {value!r}")
+    if wanted is float and not math.isfinite(value):
+        raise UserError(f"{where}: {name} takes a finite number, not {value!r}")
+    return value
+
+
+def _article(kind):
+    return {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[kind]
+
+
+def _unknown(name, names, where):
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else "see --help"
+    return UserError(f"{where}: there is no setting {name}; {hint}")
+
+
+def _from_argument(argument, namespace, names):
+    """(name, value) of one --key=value argument."""
+    key, equals, text = argument[2:].partition("=")
+    if not equals:
+        raise UserError(f"{argument}: give a setting as --key=value")
+    if key not in names:
+        raise _unknown(key, names, argument)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    if isinstance(namespace[key], str) and not isinstance(value, (str, bool)):
+        value = text  # --start=1984 is a prompt
+    return key, coerce(key, value, namespace[key], argument)
+
+
+def _from_config_file(path, namespace, names):
+    """{name: value} of what the config file at `path` sets. It is Python, and runs."""
+    found = path if os.path.exists(path) else os.path.join(ROOT, path)
+    try:
+        with open(found, encoding="utf-8") as f:
+            source = f.read()
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"config file {path}: {getattr(error, 'strerror', None) or error}") from None
+    scope = {name: namespace[name] for name in names} | {"__file__": found}
+    try:
+        exec(compile(source, found, "exec"), scope)
+    except Exception as error:
+        frame, line = error.__traceback__, getattr(error, "lineno", None)
+        while frame:  # the deepest line that is the file's own
+            line = frame.tb_lineno if frame.tb_frame.f_code.co_filename == found else line
+            frame = frame.tb_next
+        reason = getattr(error, "msg", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"config file {path}, line {line}: {reason}") from None
+    values = {}
+    for name, value in scope.items():
+        if name.startswith("_") or isinstance(value, types.ModuleType):
+            continue
+        if name not in names:
+            raise _unknown(name, names, f"config file {path}")
+        if value is not namespace[name]:
+            values[name] = coerce(name, value, namespace[name], f"config file {path}")
+    return values
+
+
+def _print_help(namespace, names):
+    """Every setting with its default and the comment beside it in the script."""
+    print((namespace.get("__doc__") or "").strip() + "\n\nsettings (--key=value):")
+    comments = {}
+    with open(namespace["__file__"], encoding="utf-8") as f:
+        for line in f:
+            if line.startswith(("config = configure(", "given = configure(", "configure(")):
+                break
+            match = re.match(r"(\w+) = .*?  # (.*)", line)
+            if match:
+                comments[match[1]] = match[2]
+    for name in names:
+        print(f"  --{name}={namespace[name]!r}".ljust(46) + comments.get(name, ""))
+
+
+def configure(namespace, positional=None):
+    """Lays the command line onto a script's settings, `namespace` (its globals()), in place.
+
+    An argument without dashes is a config file, or is handed to `positional`, where a script takes
+    files of another kind. Returns {name: value} of what was given. Raises UserError.
+    """
+    names = setting_names(namespace)
+    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+        _print_help(namespace, names)
+        sys.exit(0)
+    given = {}
+    for argument in sys.argv[1:]:
+        if argument.startswith("-"):
+            if not argument.startswith("--"):
+                raise UserError(f"{argument}: give a setting as --key=value")
+            name, value = _from_argument(argument, namespace, names)
+            given[name] = value
+        elif positional:
+            positional(argument)
+        else:
+            given |= _from_config_file(argument, namespace | given, names)
+    namespace.update(given)
+    return given
+
+
+def adopt(namespace, names, saved, given):
+    """Lays a checkpoint's settings, `saved`, onto a script's, those in `names`, where the user gave no other.
+
+    Returns a line for each setting that now differs from the saved one.
+    """
+    differences = []
+    for name in names:
+        if name not in saved:
+            continue
+        value = coerce(name, saved[name], namespace[name], "the checkpoint's settings")
+        if name not in given:
+            namespace[name] = value
+        elif given[name] != value:
+            differences.append(f"{name} is now {given[name]!r} (the run had {value!r})")
+    return differences
+
+
+def at_least(least, namespace, names):
+    """UserError naming the first of the settings `names` (one text) that is below `least`."""
+    for name in names.split():
+        if namespace[name] < least:
+            raise UserError(f"--{name}={namespace[name]}: must be at least {least}")
+
+
+# ----------------------------------------------------------------------------------------------
+# what 'auto' means
+
+
+def pick_device(device):
+    """The torch device named `device`, 'auto' being cuda, else mps, else cpu; UserError if it is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = str(device).partition(":")
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if kind not in counts or (index and not index.isdigit()):
+        raise UserError(f"--device={device}: takes auto, cpu, cuda, cuda:N or mps")
+    if int(index or 0) >= counts[kind]:
+        here = ", ".join(f"{n} {k}" for k, n in counts.items() if n)
+        raise UserError(f"--device={device}: there is no such device on this machine ({here})")
+    return device
+
+
+def pick_dtype(dtype, device):
+    """The dtype to compute in: 'auto' is bfloat16 where the device is fast at it, else float16 on CUDA, else float32."""
+    if dtype in ("float32", "bfloat16", "float16"):
+        return dtype
+    if dtype != "auto":
+        raise UserError(f"--dtype={dtype}: takes auto, float32, bfloat16 or float16")
+    if device.startswith("cuda"):
+        # emulated bfloat16 (before Ampere) is slower than float16 on the tensor cores
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bfloat16" if fast else "float32"
+    return "float32"
+
+
+def pick_compile(compile, device):
+    """Whether to compile the model: 'auto' is on CUDA where Triton is there, and off elsewhere."""
+    if isinstance(compile, bool):
+        return compile
+    if compile != "auto":
+        raise UserError(f"--compile={compile}: takes auto, True or False")
+    return device.startswith("cuda") and importlib.util.find_spec("triton") is not None
+
+
+def pick_threads(threads, processes, cores):
+    """CPU threads for each of `processes` on a machine of `cores`, OMP_NUM_THREADS being `threads` (None: not set).
+
+    torchrun sets it to 1 where it starts several processes, so 1 is then taken for its default.
+    """
+    if threads and threads.isdigit() and int(threads) > 0 and (processes == 1 or threads != "1"):
+        return int(threads)
+    return max(1, cores // processes)
+
+
+def usable_cores():
+    """Physical cores this process may run on: torch's own count, which torchrun's OMP_NUM_THREADS=1 would hide."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(allowed, torch.cpu.get_capabilities().get("num_physical_cores") or allowed)
+
+
+def pick_backend(backend, device):
+    """The collectives' library: 'auto' is nccl on CUDA, else gloo."""
+    if backend == "auto":
+        return "nccl" if device.startswith("cuda") else "gloo"
+    if backend not in ("nccl", "gloo", "mpi"):
+        raise UserError(f"--backend={backend}: takes auto, nccl, gloo or mpi")
+    if backend == "nccl" and not device.startswith("cuda"):
+        raise UserError(f"--backend=nccl works on CUDA devices only, and this run is on {device}: use --backend=gloo")
+    return backend
+
+
+# Dense peaks in TFLOPS: 16-bit tensor cores with float32 accumulation, tf32, float32. A row stands
+# for a device whose name has all the words of its key, and no word of VARIANTS that the key lacks.
+# NVIDIA's follow from SMs x boost clock x FLOPs a cycle an SM, as their data sheets give them.
+PEAK_TFLOPS = {
+    "b200": (2250, 1125, 75),
+    "gb200": (2500, 1250, 75),
+    "h100": (989.4, 494.7, 67),
+    "h200": (989.4, 494.7, 67),
+    "gh200": (989.4, 494.7, 67),
+    "h100 pcie": (756, 378, 51),
+    "h100 nvl": (835, 417, 60),
+    "a100": (312, 156, 19.5),
+    "a100 pcie": (312, 156, 19.5),
+    "a800": (312, 156, 19.5),
+    "a800 pcie": (312, 156, 19.5),
+    "a30": (165, 82, 10.3),
+    "a40": (149.7, 74.8, 37.4),
+    "a10": (125, 62.5, 31.2),
+    "l40s": (362, 183, 91.6),
+    "l4": (121, 60, 30.3),
+    "rtx a6000": (154.8, 77.4, 38.7),
+    "rtx 6000 ada": (364, 182, 91.1),
+    "rtx 5090": (209.5, 104.8, 104.8),
+    "rtx 4090": (165.2, 82.6, 82.6),
+    "rtx 3090": (71, 35.6, 35.6),
+    "rtx 3060": (25.5, 12.7, 12.7),
+    "v100 sxm2": (125, 15.7, 15.7),  # no tf32 and no bfloat16 before Ampere
+    "v100 sxm3": (125, 15.7, 15.7),
+    "t4": (65, 8.1, 8.1),
+    "mi300x": (1307, 654, 163.4),
+    "mi250x": (191.5, 23.9, 23.9),  # one of its two dies, which is what torch sees as a device
+}
+VARIANTS = set("pcie nvl mig laptop mobile ti super d max q ada".split())
+BEFORE_AMPERE = ("v100 sxm2", "v100 sxm3", "t4")
+
+
+def peak_from_table(name, dtype, tf32=False):
+    """Dense peak FLOPS (not TFLOPS) of the device called `name` at `dtype`, or None where it is not known."""
+    words = set(re.findall(r"[a-z0-9]+", name.lower()))
+    for key, (half, tensor, single) in PEAK_TFLOPS.items():
+        needed = set(key.split())
+        if needed <= words and not (words - needed) & VARIANTS:
+            if dtype == "bfloat16" and key in BEFORE_AMPERE:
+                return None
+            return 1e12 * (single if dtype == "float32" and not tf32 else tensor if dtype == "float32" else half)
+    return None
+
+
+def measure_peak(device, dtype):
+    """FLOPS of the best of a few square matmuls at `dtype` on `device`, found in under half a second."""
+    kind = torch.device(device).type
+    size = 1024 if kind == "cpu" else 4096
+    synchronize = torch.cpu.synchronize if kind == "cpu" else getattr(torch, kind).synchronize
+    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype), generator=g)
+            for g in (torch.Generator(device).manual_seed(s) for s in (0, 1)))
+    a @ b
+    synchronize()
+    best, start = math.inf, time.perf_counter()
+    while best == math.inf or time.perf_counter() - start < 0.3:
+        t0 = time.perf_counter()
+        a @ b
+        synchronize()
+        best = min(best, time.perf_counter() - t0)
+    return 2 * size**3 / best
+
+
+def find_peak_flops(peak_flops, device, dtype):
+    """(FLOPS the device could reach, where that figure comes from). A setting above 0 stands as given."""
+    if peak_flops > 0:
+        return peak_flops, "given"
+    if device.startswith("cuda"):
+        tf32 = dtype == "float32" and torch.backends.cuda.matmul.allow_tf32
+        name = torch.cuda.get_device_name(device)
+        known = peak_from_table(name, dtype, tf32)
+        if known:
+            return known, f"{name}, {'tf32' if tf32 else dtype}"
+    return measure_peak(device, dtype), f"measured, {device}, {dtype}"

@@ -1,0 +1,217 @@
+"""From a text to a dataset: what the prepare scripts have in common."""
+
+import codecs
+import hashlib
+import os
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+
+from configurator import ROOT, UserError, usable_cores
+from data.tokens import BPECodec, bpe_pieces
+
+DATA = os.path.join(ROOT, "data")
+READ = 1 << 17  # bytes read at a time
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+# ----------------------------------------------------------------------------------------------
+# reading
+
+
+def progress(items, what, total=0):
+    """Yields `items` (texts or bytes) and shows on stderr how much, by their lengths, has gone by."""
+    done = 0
+    for item in items:
+        yield item
+        done += len(item)
+        line = f"{what}: {done:,}" + (f" of {total:,}" if total else "")
+        print(line, end="\r", file=sys.stderr, flush=True)  # the next such line, or an error, goes over it
+    print(file=sys.stderr)
+
+
+def text_chunks(paths, start=0, stop=sys.maxsize):
+    """The characters [start, stop) of the UTF-8 files `paths`, one after the other, in small texts.
+
+    Nothing is changed or dropped. Raises UserError for a file that is missing, empty or not UTF-8.
+    """
+    position = 0
+    for path in paths:
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: there is no such file")
+        if not os.path.getsize(path):
+            raise UserError(f"{path}: the file is empty")
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        with open(path, "rb") as f:
+            while position < stop:
+                data = f.read(READ)
+                held = len(decoder.getstate()[0])  # bytes of a character that the last read cut in two
+                try:
+                    text = decoder.decode(data, final=not data)
+                except UnicodeDecodeError as error:
+                    at = f.tell() - len(data) - held + error.start
+                    raise UserError(f"{path}: not UTF-8 text (byte {at:,}: {error.reason})") from None
+                if not data:
+                    break
+                wanted = text[max(0, start - position) : stop - position]
+                position += len(text)
+                if wanted:
+                    yield wanted
+
+
+def download(url, path, sha256):
+    """Fetches `url` to `path`, whole and with that SHA-256, or UserError says what to do instead."""
+    import requests
+
+    digest, headers = hashlib.sha256(), {"Accept-Encoding": "identity"}  # Content-Length is then the file's
+    try:
+        with requests.get(url, stream=True, timeout=(10, 60), headers=headers) as response:
+            response.raise_for_status()
+            total = int(response.headers.get("Content-Length", 0))
+            with open(path + ".tmp", "wb") as f:
+                for data in progress(response.iter_content(1 << 16), f"downloading {url}, bytes", total):
+                    f.write(data)
+                    digest.update(data)
+        reason = "" if digest.hexdigest() == sha256 else "what came has another SHA-256"
+        if not reason:
+            os.replace(path + ".tmp", path)
+    except requests.RequestException as error:
+        status = getattr(error.response, "status_code", None)
+        reason = f"HTTP status {status}" if status else type(error).__name__
+    finally:
+        _remove(path + ".tmp")
+    if reason:
+        raise UserError(f"cannot download {url} ({reason}): fetch it by other means and save it as {path}")
+
+
+def shakespeare(folder):
+    """Path of tiny Shakespeare: input.txt in `folder` or in the other dataset made of it, else downloaded."""
+    folders = (folder, os.path.join(DATA, "shakespeare_char"), os.path.join(DATA, "shakespeare"))
+    places = [os.path.join(place, "input.txt") for place in folders]
+    for path in places:
+        if os.path.exists(path):
+            return path
+    download(SHAKESPEARE_URL, places[0], SHAKESPEARE_SHA256)
+    return places[0]
+
+
+# ----------------------------------------------------------------------------------------------
+# writing
+
+
+def data_folder(name):
+    """The folder of the dataset `name`. UserError where it would not be one under data/."""
+    if not name or os.path.basename(name) != name or name.startswith("."):
+        raise UserError(f"--name={name}: takes the name of a folder under data/")
+    return os.path.join(DATA, name)
+
+
+def split_at(n, val_fraction):
+    """How many of `n` characters, from the start, are for training. UserError where too few are left."""
+    if not 0 < val_fraction < 1:
+        raise UserError(f"--val_fraction={val_fraction}: must be between 0 and 1")
+    n_train = int(n * (1 - val_fraction))
+    if min(n_train, n - n_train) < 2:
+        raise UserError(f"{n:,} characters are too few: {n_train:,} for train and {n - n_train:,} for val")
+    return n_train
+
+
+def write_dataset(folder, train, val, meta=None):
+    """Writes train.bin, val.bin and, if there is `meta`, meta.pkl, each whole, all of them or none.
+
+    train, val: iterables of arrays of ids. Returns how many tokens each has. UserError where an id is
+    too large for uint16.
+    """
+    os.makedirs(folder, exist_ok=True)
+    counts = []
+    try:
+        for split, arrays in (("train", train), ("val", val)):
+            with open(os.path.join(folder, f"{split}.bin.tmp"), "wb") as f:
+                for ids in arrays:
+                    if len(ids) and ids.max() >= 1 << 16:
+                        raise UserError(f"the vocabulary is too large: id {ids.max():,} is no uint16")
+                    f.write(ids.astype("<u2").tobytes())
+                f.flush()
+                os.fsync(f.fileno())
+                counts.append(f.tell() // 2)
+        if meta:
+            with open(os.path.join(folder, "meta.pkl.tmp"), "wb") as f:
+                pickle.dump(meta, f)
+                f.flush()
+                os.fsync(f.fileno())
+        publish(folder, meta)
+    finally:
+        for name in ("train.bin", "val.bin", "meta.pkl"):
+            _remove(os.path.join(folder, name + ".tmp"))
+    return counts
+
+
+def publish(folder, meta=None):
+    """Gives the finished files in `folder` their names. An old meta.pkl goes: it told of other ids."""
+    for name in ("train.bin", "val.bin"):
+        os.replace(os.path.join(folder, name + ".tmp"), os.path.join(folder, name))
+    if meta:
+        os.replace(os.path.join(folder, "meta.pkl.tmp"), os.path.join(folder, "meta.pkl"))
+    else:
+        _remove(os.path.join(folder, "meta.pkl"))
+
+
+def _remove(path):
+    if os.path.exists(path):
+        os.remove(path)
+
+
+def prepare_chars(folder, text):
+    """Makes `folder` a dataset of `text`, a character a token, the first 90 % train. Prints facts."""
+    characters = sorted(set(text))
+    vocab_size = len(characters)
+    if vocab_size > 1 << 16:
+        raise UserError(f"{vocab_size:,} different characters, and uint16 has 65,536 ids: use data/text_bpe")
+    n_train = split_at(len(text), 0.1)
+    print(f"length of dataset in characters: {len(text):,}")
+    # escaped, as line feeds and the like are among them, and not every terminal can show the others
+    print("all the unique characters:", ascii("".join(characters[:256])), "..." if vocab_size > 256 else "")
+    print(f"vocab size: {vocab_size:,}")
+    id_of = np.zeros(0x110000, dtype="<u2")  # indexed by code point
+    id_of[[ord(c) for c in characters]] = np.arange(vocab_size)
+    ids = id_of[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
+    itos = dict(enumerate(characters))
+    meta = {"vocab_size": vocab_size, "itos": itos, "stoi": {c: i for i, c in itos.items()}}
+    _print_counts(write_dataset(folder, [ids[:n_train]], [ids[n_train:]], meta))
+
+
+def prepare_bpe(folder, paths, val_fraction=0.1):
+    """Makes `folder` a dataset of the files `paths` in GPT-2's tokens, holding little of them in memory.
+
+    The last `val_fraction` of the characters are val. Prints facts.
+    """
+    codec = BPECodec()
+    n = sum(map(len, text_chunks(paths)))  # one pass to count; it finds a bad file before anything is written
+    n_train = split_at(n, val_fraction)
+
+    def ids(split, start, stop):
+        chunks = progress(text_chunks(paths, start, stop), f"tokenising {split}, characters", stop - start)
+        return in_threads(codec.encode_ordinary, bpe_pieces(chunks))
+
+    _print_counts(write_dataset(folder, ids("train", 0, n_train), ids("val", n_train, n)))
+
+
+def in_threads(function, items):
+    """Yields function(item) of each item, in order, from a thread a core (tiktoken runs without the GIL)."""
+    items = iter(items)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        while batch := list(islice(items, 64)):  # pool.map by itself would first read all its input
+            yield from pool.map(function, batch)
+
+
+def _print_counts(counts):
+    for split, count in zip(("train", "val"), counts):
+        print(f"{split} has {count:,} tokens")
+
+
+def print_next(arguments, launcher="python"):
+    """Says what to type once the dataset is ready."""
+    print(f"next: {launcher} {os.path.relpath(os.path.join(ROOT, 'train.py'))} {arguments}")

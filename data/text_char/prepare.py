@@ -1,0 +1,36 @@
+"""Any text, a character a token.
+
+usage: python data/text_char/prepare.py [FILE ...] [--name=mytext]
+
+Reads UTF-8 text files, one after the other, and writes train.bin (the first 90 %), val.bin and
+meta.pkl. Without a FILE it takes a text that is on every machine: the source of Python's standard
+library (its top-level modules, some 4.7 MB, without the characters that are not ASCII).
+"""
+
+import glob
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+
+from configurator import UserError, configure
+from data.text import data_folder, prepare_chars, print_next, text_chunks
+
+name = "text_char"  # the dataset's name: the folder under data/ that it is written to
+
+files = []
+configure(globals(), positional=files.append)
+folder = data_folder(name)
+if files:
+    text = "".join(text_chunks(files))
+else:
+    library = sorted(glob.glob(os.path.join(glob.escape(sysconfig.get_path("stdlib")), "*.py")))
+    if not library:
+        raise UserError("this Python comes without its standard library's source: give a text FILE")
+    text = "".join(Path(path).read_text(encoding="ascii", errors="ignore") for path in library)
+    print(f"the standard library of Python {sys.version.split()[0]}: {len(library)} files")
+prepare_chars(folder, text)
+own = f" --dataset={name} --out_dir=out-{name}" if name != "text_char" else ""
+print_next("config/train_text_char.py" + own)

@@ -1,0 +1,173 @@
+"""Text to token ids and back: the safe reader of meta.pkl, and a codec for either kind of dataset.
+
+A dataset is a folder under data/ with train.bin and val.bin (see data/bins.py). Where its tokens are
+characters it has meta.pkl too, as nanoGPT's prepare scripts write it: a pickled
+{'vocab_size': int, 'stoi': {str: int}, 'itos': {int: str}}. Without one they are GPT-2's byte pairs.
+"""
+
+import pickle
+import pickletools
+import re
+
+from configurator import UserError
+
+# ----------------------------------------------------------------------------------------------
+# meta.pkl
+
+# All that a pickle of dicts, lists, strings and ints is made of. No opcode here looks up a name or
+# calls anything; and without tuples no key nests so deep that hashing it would end the process.
+PLAIN_OPCODES = {
+    "PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST",
+    "APPEND", "APPENDS", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "UNICODE",
+    "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET",
+    "BINGET", "LONG_BINGET",
+}  # fmt: skip
+META_BYTES = 1 << 23  # twice what 65,536 characters take in the least compact protocol
+
+
+def read_meta(path):
+    """The meta.pkl at `path`, as check_meta returns it. Nothing in the file can run. Raises UserError."""
+    with open(path, "rb") as f:
+        pickled = f.read(META_BYTES + 1)
+    try:
+        if len(pickled) > META_BYTES:
+            raise ValueError(f"larger than {META_BYTES:,} bytes")
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+            if opcode.name not in PLAIN_OPCODES:
+                raise ValueError(f"holds more than dicts, lists, texts and whole numbers ({opcode.name})")
+            if opcode.name.endswith("PUT") and argument > count:
+                raise ValueError("memo index out of range")  # unpickling takes memory for all below it
+        meta = pickle.loads(pickled)
+    except Exception as error:  # a broken pickle raises nearly anything
+        raise UserError(f"{path} is not a meta.pkl: {error}") from None
+    return check_meta(meta, path)
+
+
+def check_meta(meta, where):
+    """`meta` reduced to vocab_size and, where it has them, stoi and itos; UserError if they do not agree."""
+    size = meta.get("vocab_size") if type(meta) is dict else None
+    if type(size) is not int or not 1 <= size <= 1 << 16:
+        raise UserError(f"{where} is not a meta.pkl: it has no vocab_size from 1 to 65,536")
+    if "stoi" not in meta and "itos" not in meta:
+        return {"vocab_size": size}
+    stoi, itos = meta.get("stoi"), meta.get("itos")
+    if (
+        type(stoi) is not dict
+        or type(itos) is not dict
+        or not all(type(c) is str and type(i) is int and 0 <= i < size for c, i in stoi.items())
+        or not all(type(i) is int and type(c) is str and stoi.get(c) == i for i, c in itos.items())
+        or len(itos) != len(stoi)
+        or re.search("[\ud800-\udfff]", "".join(stoi))  # half a character, which cannot be printed
+    ):
+        raise UserError(f"{where} is not a meta.pkl: stoi and itos are no table of {size:,} characters")
+    return {"vocab_size": size, "stoi": stoi, "itos": itos}
+
+
+# ----------------------------------------------------------------------------------------------
+# codecs
+
+
+def codec_for(meta, where="meta.pkl"):
+    """The codec of `meta`, as read_meta returns it or a checkpoint has kept it; GPT-2's where it is None.
+
+    Both kinds have vocab_size, encode(text) -> ids, decode(ids) -> text, piece(id) -> the bytes of
+    UTF-8 that the id adds (not always whole characters), and known(id) -> whether it stands for anything.
+    """
+    return BPECodec() if meta is None else CharCodec(meta, where)
+
+
+class CharCodec:
+    """A character an id, by the table in `meta`; UserError where it has none, naming `where` it is from."""
+
+    def __init__(self, meta, where="meta.pkl"):
+        meta = check_meta(meta, where)
+        if "stoi" not in meta:
+            raise UserError(f"{where} has no characters (stoi, itos), so its ids cannot be made into text")
+        self.vocab_size, self.stoi, self.itos = meta["vocab_size"], meta["stoi"], meta["itos"]
+
+    def encode(self, text):
+        """List of ids; UserError names the first character that the vocabulary lacks."""
+        for character in text:
+            if character not in self.stoi:
+                raise UserError(f"the vocabulary has no character {character!r} (U+{ord(character):04X})")
+        return [self.stoi[character] for character in text]
+
+    def decode(self, ids):
+        return "".join(self.itos[i] for i in ids)
+
+    def piece(self, id):
+        return self.itos[id].encode("utf-8")
+
+    def known(self, id):
+        return id in self.itos
+
+
+class BPECodec:
+    """GPT-2's byte-pair encoding, through tiktoken. UserError where its vocabulary cannot be had.
+
+    A model may have more ids (50304, rounded up for speed): those from 50257 on are not known.
+    """
+
+    vocab_size = 50257
+    eot = 50256  # <|endoftext|>
+
+    def __init__(self):
+        import tiktoken
+
+        try:
+            self._encoding = tiktoken.get_encoding("gpt2")
+        except (OSError, ValueError) as error:  # an OSError: so are the exceptions of requests
+            raise UserError(
+                f"tiktoken cannot fetch GPT-2's vocabulary ({type(error).__name__}): on a machine with a "
+                "network run TIKTOKEN_CACHE_DIR=DIR python -c "
+                "\"import tiktoken; tiktoken.get_encoding('gpt2')\", copy DIR to this one, and set "
+                "TIKTOKEN_CACHE_DIR to where it is"
+            ) from None
+
+    def encode(self, text):
+        """List of ids; <|endoftext|> in the text is the one token of that name."""
+        return self._encoding.encode(text, allowed_special={"<|endoftext|>"})
+
+    def encode_ordinary(self, text):
+        """Ids as a dataset holds them, uint16 (n,); <|endoftext|> is but the characters it is spelt with."""
+        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype("<u2")
+
+    def decode(self, ids):
+        return self._encoding.decode(ids, errors="replace")
+
+    def piece(self, id):
+        return self._encoding.decode_single_token_bytes(id)
+
+    def known(self, id):
+        return 0 <= id < self.vocab_size
+
+
+# Where a text can be cut and its parts encoded by themselves: before a blank or a line feed that a
+# visible character follows. GPT-2's pattern starts a piece there in any case, since it leaves the last
+# character of a run of white space to what follows. And what stands before the cut splits as it would
+# have, since the pattern takes white space at the end of a text whole.
+BORDER = re.compile(r".*(?=[ \n]\S)", re.DOTALL)  # greedy, so this finds the last one
+PIECE = 1 << 17  # characters
+
+
+def bpe_pieces(texts):
+    """Cuts the concatenation of `texts` anew: the pieces' GPT-2 tokens, in a row, are those of the whole.
+
+    A piece has about PIECE characters, and never over four times as many (tiktoken breaks down on a
+    million blanks): where two PIECEs hold no border, as no natural text does, it ends where it stands.
+    """
+    pending = ""
+    for text in texts:
+        for start in range(0, len(text), PIECE):
+            pending += text[start : start + PIECE]
+            if len(pending) < PIECE:
+                continue
+            border = BORDER.match(pending)
+            cut = border.end() if border else 0
+            if not cut and len(pending) >= 2 * PIECE:
+                cut = len(pending)
+            if cut:
+                yield pending[:cut]
+                pending = pending[cut:]
+    if pending:
+        yield pending

@@ -1,0 +1,319 @@
+"""A GPT: the decoder-only transformer of GPT-2, forward pass, loss, optimizer groups, FLOPs and sampling.
+
+Shapes are written beside the lines that make them: B sequences of T tokens, C = n_embd channels,
+nh heads of hs = C / nh channels, V = vocab_size.
+
+Sources: "Language Models are Unsupervised Multitask Learners" (GPT-2, Radford et al. 2019) for the
+architecture and the initialisation; parameter names and shapes are nanoGPT's, so that checkpoints
+go both ways.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from configurator import UserError
+
+
+@dataclass
+class GPTConfig:
+    block_size: int = 1024
+    vocab_size: int = 50304  # GPT-2's 50257, padded up to a multiple of 64 for speed
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True  # biases in Linear and LayerNorm, as GPT-2 has; False is a little better and faster
+    activation: str = "gelu"  # 'gelu': x * Phi(x) exactly; 'gelu_new': the tanh form of OpenAI's GPT-2
+
+
+# ----------------------------------------------------------------------------------------------
+# What a CPU is slow at, done another way. CUDA and MPS have kernels of their own for these.
+
+
+def keep_mask(x, p):
+    """A mask like `x` for inverted dropout: 0 with probability round(256 p) / 256, else what keeps the mean.
+
+    One random byte decides each element: 16 times as fast on a CPU as bernoulli_, which draws 64 bits
+    for it. random_() alone would leave each int64's top bit 0, and drop every eighth element more
+    often. The comparison writes x's own type, since a bool mask costs ten times as much to apply.
+    """
+    dropped = min(round(256 * p), 255)
+    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    lots = words.view(torch.uint8)[: x.numel()].view(x.shape)
+    return torch.ge(lots, dropped, out=torch.empty(x.shape, dtype=x.dtype)).mul_(256 / (256 - dropped))
+
+
+class Dropout(nn.Dropout):
+    def forward(self, x):
+        if x.device.type == "cpu" and self.training and self.p > 0:
+            return x * keep_mask(x, self.p)
+        return super().forward(x)
+
+
+class CPUAttention(torch.autograd.Function):
+    """Causal attention over q, k, v (n, T, hs), with attention dropout, for training on a CPU.
+
+    scaled_dot_product_attention there has a slow backward in bfloat16, and with dropout writes the
+    whole (T, T) out several times over. This goes through the queries in stretches, and multiplies
+    each by the keys up to its end only: for long T that is half the work.
+    """
+
+    @staticmethod
+    def stretches(T):
+        size = max(64, T // 8)
+        return [(start, min(start + size, T)) for start in range(0, T, size)]
+
+    @staticmethod
+    def forward(ctx, q, k, v, p):
+        T, ctx.scale, ctx.dropout = q.size(1), q.size(2) ** -0.5, p > 0
+        y = torch.empty_like(q)
+        ahead = torch.ones(T, T, dtype=torch.bool).triu(1)  # the keys that a query may not see
+        saved = []
+        for start, stop in CPUAttention.stretches(T):
+            att = torch.bmm(q[:, start:stop], k[:, :stop].mT).mul_(ctx.scale)  # (n, stretch, stop)
+            att[:, :, start:stop].masked_fill_(ahead[: stop - start, : stop - start], -math.inf)
+            att = att.softmax(-1)
+            saved.append(att)
+            if p > 0:
+                saved.append(keep_mask(att, p))
+                att = att * saved[-1]
+            y[:, start:stop] = torch.bmm(att, v[:, :stop])
+        ctx.save_for_backward(q, k, v, *saved)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, *saved = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        saved = iter(saved)
+        for start, stop in CPUAttention.stretches(q.size(1)):
+            att, keep = next(saved), next(saved) if ctx.dropout else None
+            dy = grad[:, start:stop]
+            dv[:, :stop] += torch.bmm((att * keep if ctx.dropout else att).mT, dy)
+            datt = torch.bmm(dy, v[:, :stop].mT)
+            if ctx.dropout:
+                datt.mul_(keep)
+            datt = torch._softmax_backward_data(datt, att, -1, att.dtype).mul_(ctx.scale)
+            dq[:, start:stop] = torch.bmm(datt, k[:, :stop])
+            dk[:, :stop] += torch.bmm(datt.mT, q[:, start:stop])
+        return dq, dk, dv, None
+
+
+# ----------------------------------------------------------------------------------------------
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v of all heads
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = Dropout(config.dropout)
+
+    def heads(self, x):
+        return x.view(*x.shape[:2], self.n_head, -1).transpose(1, 2)  # (B, T, C) -> (B, nh, T, hs)
+
+    def forward(self, x, cache=None, last=False):
+        q, k, v = map(self.heads, self.c_attn(x).chunk(3, dim=2))
+        if cache is not None:
+            k, v = cache.append(self, k, v)
+        if last:
+            q = q[:, :, -1:]
+        p = self.dropout if self.training else 0.0
+        if self.training and x.device.type == "cpu" and (p > 0 or q.dtype != torch.float32):
+            y = CPUAttention.apply(*(t.flatten(0, 1) for t in (q, k, v)), p).view_as(q)
+        else:  # a single query sees every key there is
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1, dropout_p=p)
+        y = y.transpose(1, 2).flatten(2)  # (B, T, C), heads side by side
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.gelu = nn.GELU(approximate={"gelu": "none", "gelu_new": "tanh"}[config.activation])
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cache=None, last=False):
+        """x (B, T, C), or with `last` its last position (B, 1, C) only, which is all that a head of one token needs."""
+        x = (x[:, -1:] if last else x) + self.attn(self.ln_1(x), cache, last)
+        return x + self.mlp(self.ln_2(x))
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, so that decoding one more computes one more only."""
+
+    def __init__(self, config, batch, device):
+        self.shape = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.device, self.length, self.kept = device, 0, {}
+
+    def append(self, layer, k, v):
+        """Adds k, v (B, nh, T, hs) of the next T tokens in `layer`; returns those of all tokens up to them."""
+        if layer not in self.kept:
+            self.kept[layer] = [torch.empty(self.shape, dtype=k.dtype, device=self.device) for _ in (k, v)]
+        stop = self.length + k.size(2)
+        for kept, new in zip(self.kept[layer], (k, v), strict=True):
+            kept[:, :, self.length : stop] = new
+        return [kept[:, :, :stop] for kept in self.kept[layer]]
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        """A model with freshly drawn weights, in nanoGPT's order of draws from the global generator.
+
+        Raises UserError where the sizes in `config` make no model.
+        """
+        super().__init__()
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            if getattr(config, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(config, name)}")
+        if config.n_embd % config.n_head:
+            raise UserError(f"n_embd must be divisible by n_head: {config.n_embd} by {config.n_head} is not")
+        if not 0 <= config.dropout < 1:
+            raise UserError(f"dropout must be at least 0 and below 1, not {config.dropout}")
+        if config.activation not in ("gelu", "gelu_new"):
+            raise UserError(f"activation must be gelu or gelu_new, not {config.activation}")
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "drop": Dropout(config.dropout),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.transformer.wte.weight = self.lm_head.weight  # tied, as in GPT-2
+
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, mean=0.0, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):  # the residual stream sums 2 * n_layer of these: keep its variance
+                nn.init.normal_(parameter, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    def forward(self, idx, targets=None, cache=None):
+        """(logits, loss) for token ids `idx` (B, T), T <= block_size.
+
+        With `targets` (B, T): logits (B, T, V) and the mean cross-entropy in nats, positions whose
+        target is -1 left out. Without: logits (B, 1, V) of the last position only, and None. With a
+        `cache` (KVCache), `idx` goes on where the cache ends: many tokens into an empty one, or one.
+        """
+        start = cache.length if cache is not None else 0
+        stop = start + idx.size(1)
+        if stop > self.config.block_size:
+            raise ValueError(f"{stop} tokens are more than block_size = {self.config.block_size}")
+        x = self.transformer.wte(idx) + self.transformer.wpe.weight[start:stop]  # (B, T, C)
+        x = self.transformer.drop(x)
+        for i, block in enumerate(self.transformer.h, start=1):
+            x = block(x, cache, last=targets is None and i == self.config.n_layer)
+        x = self.transformer.ln_f(x)
+        if cache is not None:
+            cache.length = stop
+        if targets is None:
+            return self.lm_head(x[:, -1:]), None
+        logits = self.lm_head(x)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1)
+        return logits, loss
+
+    def get_num_params(self, non_embedding=True):
+        """How many parameters there are, by default without the position embeddings.
+
+        The token embeddings count: they are the head's weights too.
+        """
+        count = sum(p.numel() for p in self.parameters())
+        return count - self.transformer.wpe.weight.numel() if non_embedding else count
+
+    def crop_block_size(self, block_size):
+        """Shortens the context to `block_size` tokens by dropping the positions beyond it."""
+        if block_size > self.config.block_size:
+            raise UserError(f"block_size can be cropped to at most {self.config.block_size}, not to {block_size}")
+        self.config.block_size = block_size
+        self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        """AdamW over two groups: matrices and embeddings, which decay, and biases and norms, which do not.
+
+        Fused wherever torch has the kernel: one pass over the weights, no temporary copies.
+        """
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu", "mps"))
+
+    def flops_per_token(self):
+        """Training FLOPs a token: 6N, and the attention's own products (PaLM, arXiv:2204.02311, appendix B)."""
+        c = self.config
+        return 6 * self.get_num_params() + 12 * c.n_layer * c.n_embd * c.block_size
+
+    def estimate_mfu(self, fwdbwd_per_iter, dt, peak_flops):
+        """Model FLOPs utilisation, a fraction of 1: `fwdbwd_per_iter` sequences of block_size tokens
+        in `dt` seconds against a device that could do `peak_flops` a second."""
+        return self.flops_per_token() * self.config.block_size * fwdbwd_per_iter / (dt * peak_flops)
+
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
+        """`idx` (B, T) with `max_new_tokens` sampled tokens appended: (B, T + max_new_tokens). See stream()."""
+        return torch.cat([idx, *self.stream(idx, max_new_tokens, temperature, top_k, **options)], dim=1)
+
+    @torch.no_grad()
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, window_step=1, generators=None, known=None):
+        """Yields `max_new_tokens` times the next token (B, 1) of each row of `idx` (B, T).
+
+        temperature: divides the logits; 0 takes the most likely token. top_k: draw from the k most
+        likely only. generators: one for each row, so that a row's text does not hang on the others;
+        None draws all from the global one. known (V,) bool: tokens never drawn where False.
+
+        While the text fits in block_size a cache holds the keys and values of all but its last token.
+        After that the window moves, and with it every token's learned position, so exact text
+        (window_step 1) computes the whole window each time. window_step k moves it k tokens at once,
+        which leaves the cache good for k - 1 tokens: many times faster, with a little less context.
+        """
+        size = self.config.block_size
+        cache, pending = KVCache(self.config, len(idx), idx.device), idx[:, -size:]
+        for _ in range(max_new_tokens):
+            if cache.length + pending.size(1) > size:
+                cache.length, pending = 0, idx[:, -max(1, size - window_step + 1) :]
+            logits = self(pending, cache=cache)[0][:, -1].float()  # (B, V)
+            if known is not None:
+                logits = logits.masked_fill(~known, -math.inf)
+            pending = choose(logits, temperature, top_k, generators)
+            idx = torch.cat([idx, pending], dim=1)
+            yield pending
+
+
+def choose(logits, temperature, top_k, generators):
+    """A token for each row of `logits` (B, V): (B, 1). See GPT.stream()."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits / temperature
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    probs = F.softmax(logits, dim=-1)
+    if generators is None:
+        return torch.multinomial(probs, 1)
+    return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in zip(probs.split(1), generators, strict=True)])
