@@ -104,6 +104,48 @@ class CPUAttention(torch.autograd.Function):
 
 
 # ----------------------------------------------------------------------------------------------
+# The loss of a large vocabulary. Logits (B T, V) and their gradient are most of a GPT-2's memory: here
+# the logits of LOSS_ROWS tokens at most are there at once, and what is kept has the sizes of x and weight.
+
+LARGE_VOCABULARY = 8192
+LOSS_ROWS = 2048 if not torch.cuda.is_available() else 4096
+SOFTMAX_ROWS = 64 if not torch.cuda.is_available() else 4096  # float32 copies that stay in a CPU's cache
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of the head's logits x @ weight.T, for x (N, C), weight (V, C), targets (N,).
+
+    Products are taken in `dtype`, the softmax in float32. Both gradients are computed on the way
+    forward, a chunk of rows at a time, and scaled by the incoming one on the way back.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, dtype):
+        lower, count = weight.to(dtype), (targets != -1).sum()
+        total = torch.zeros((), device=x.device)
+        dx, dweight = torch.empty_like(x), None
+        for x_rows, target_rows, dx_rows in zip(*(t.split(LOSS_ROWS) for t in (x, targets[:, None], dx)), strict=True):
+            x_rows = x_rows.to(dtype)
+            logits = x_rows @ lower.mT  # (rows, V), and in its place softmax - onehot, the loss's gradient
+            for part, target in zip(logits.split(SOFTMAX_ROWS), target_rows.split(SOFTMAX_ROWS), strict=True):
+                ignored, target = target == -1, target.clamp(min=0)
+                logp = part.float().log_softmax(-1)
+                total -= logp.gather(1, target).masked_fill(ignored, 0).sum()
+                grad = logp.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=logp.dtype))
+                part.copy_(grad.mul_(~ignored))
+            dx_rows.copy_(logits @ lower)
+            product = logits.mT @ x_rows
+            dweight = product if dweight is None else product.float().add_(dweight)
+        ctx.save_for_backward(dx, dweight, count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx, grad):
+        dx, dweight, count = ctx.saved_tensors
+        return dx * (grad / count), dweight * (grad / count), None, None
+
+
+# ----------------------------------------------------------------------------------------------
 
 
 class CausalSelfAttention(nn.Module):
@@ -218,7 +260,8 @@ class GPT(nn.Module):
         """(logits, loss) for token ids `idx` (B, T), T <= block_size.
 
         With `targets` (B, T): logits (B, T, V) and the mean cross-entropy in nats, positions whose
-        target is -1 left out. Without: logits (B, 1, V) of the last position only, and None. With a
+        target is -1 left out; in training with a large vocabulary None for the logits, which are never
+        all there. Without: logits (B, 1, V) of the last position only, and None. With a
         `cache` (KVCache), `idx` goes on where the cache ends: many tokens into an empty one, or one.
         """
         start = cache.length if cache is not None else 0
@@ -234,6 +277,10 @@ class GPT(nn.Module):
             cache.length = stop
         if targets is None:
             return self.lm_head(x[:, -1:]), None
+        if self.training and self.config.vocab_size >= LARGE_VOCABULARY:
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            return None, ChunkedCrossEntropy.apply(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), dtype)
         logits = self.lm_head(x)
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import checkpoint as ckpt
 from configurator import (
-    ROOT, UserError, adopt, at_least, configure, find_peak_flops, pick_backend, pick_compile, pick_device, pick_dtype,
+    ROOT, UserError, adopt, at_least, configure, find_peak_flops, keep_memory, pick_backend, pick_compile, pick_device, pick_dtype,
     pick_threads, setting_names, usable_cores,
 )  # fmt: skip
 from data.bins import check_bin, check_ids, fingerprint, open_bin
@@ -105,6 +105,7 @@ device_type = torch.device(device).type
 if device_type == "cuda":
     torch.cuda.set_device(device)
 if device_type == "cpu":
+    keep_memory()
     torch.set_num_threads(pick_threads(os.environ.get("OMP_NUM_THREADS"), local_world_size, usable_cores()))
 if distributed:
     dist.init_process_group(backend)
