@@ -6,6 +6,7 @@ the state a run goes on from. Everything loads under torch.load(weights_only=Tru
 read can run code.
 """
 
+import csv
 import dataclasses
 import glob
 import os
@@ -14,6 +15,7 @@ import warnings
 import zipfile
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from configurator import UserError
 from model import GPT, GPTConfig
@@ -24,7 +26,7 @@ except ImportError:  # Windows has none: two runs on one out_dir are not told ap
     fcntl = None
 
 KEYS = {"model": dict, "model_args": dict, "iter_num": int, "config": dict}
-RUN_FILES = ("ckpt.pt", "last.pt", "log.csv")
+RUN_FILES = ("ckpt.pt", "last.pt", "log.csv", "tensorboard")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -98,6 +100,66 @@ def move_aside(out_dir):
     for name in there:
         os.replace(os.path.join(out_dir, name), os.path.join(folder, name))
     return folder
+
+
+# ----------------------------------------------------------------------------------------------
+# the log
+
+
+class RunLog:
+    """What a run has printed, as a table: a row a logged iteration and one an evaluation.
+
+    Appended to out_dir/log.csv, and to TensorBoard and Weights & Biases where they are asked for.
+    """
+
+    columns = ("iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen")
+
+    def __init__(self, out_dir, iter_num, evaluated):
+        """Goes on before iteration `iter_num`, after its evaluation if that is `evaluated`: rows that a
+        stopped run wrote beyond the checkpoint it goes on from will come again, and are taken out."""
+        path = os.path.join(out_dir, "log.csv")
+        rows = []
+        if os.path.exists(path):
+            with open(path, newline="", encoding="utf-8") as f:
+                for row in csv.DictReader(f):
+                    at = int(row["iter"]) if (row.get("iter") or "").isdigit() else iter_num + 1
+                    if at < iter_num or (at == iter_num and row["kind"] == "eval" and evaluated):
+                        rows.append(row)
+        with open(path + ".tmp", "w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(path + ".tmp", path)
+        self.file = open(path, "a", newline="", encoding="utf-8")
+        self.writer = csv.DictWriter(self.file, self.columns)
+        self.board = self.wandb = None
+
+    def add_tensorboard(self, out_dir):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard_log=True needs tensorboard: pip install tensorboard") from None
+        self.board = SummaryWriter(os.path.join(out_dir, "tensorboard"))
+
+    def add_wandb(self, out_dir, project, name, config, id):
+        """Returns the run's id there, with which a resumed run goes on in it."""
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("--wandb_log=True needs wandb: pip install wandb") from None
+        self.wandb = wandb.init(project=project, name=name, config=config, dir=out_dir, id=id, resume="allow")
+        return self.wandb.id
+
+    def write(self, **row):
+        self.writer.writerow(row)
+        self.file.flush()
+        numbers = {name: value for name, value in row.items() if name not in ("iter", "kind") and value is not None}
+        if self.board:
+            for name, value in numbers.items():
+                self.board.add_scalar(f"{row['kind']}/{name}", value, row["iter"])
+            self.board.flush()
+        if self.wandb:
+            self.wandb.log({"iter": row["iter"], **{f"{row['kind']}/{k}": v for k, v in numbers.items()}})
 
 
 # ----------------------------------------------------------------------------------------------
@@ -175,6 +237,24 @@ def has_run(out_dir):
     return any(os.path.exists(os.path.join(out_dir, name)) for name in ("last.pt", "ckpt.pt"))
 
 
+def peek(out_dir):
+    """The newest readable checkpoint in out_dir with its tensors left on disk; an empty dict where there is none."""
+    best = {}
+    for name in ("last.pt", "ckpt.pt"):
+        try:
+            found = _read(os.path.join(out_dir, name), mmap=True)
+        except UserError:
+            continue
+        best = max(best, found, key=lambda checkpoint: checkpoint.get("iter_num", -1))
+    return best
+
+
+def newest(out_dir):
+    """What to call the checkpoint that a run in out_dir would go on from."""
+    there = peek(out_dir)
+    return f"iteration {there['iter_num']}'s in {out_dir}" if there else "none, as nothing was saved yet"
+
+
 def load_model_file(out_dir):
     """(checkpoint, path, remarks) to sample from: ckpt.pt, else last.pt where there is no whole ckpt.pt."""
     best, last = (os.path.join(out_dir, name) for name in ("ckpt.pt", "last.pt"))
@@ -211,11 +291,35 @@ def restore_optimizer(optimizer, state, path):
     """Loads the moments and step counts in `state`; what the settings say (lr, betas, decay, fused) stays the settings'."""
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(state)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        optimizer.load_state_dict(sharded_like(optimizer, state))
+    except (ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
         raise UserError(f"{path}: its optimizer state does not fit this model: {error}") from None
     for group, settings in zip(optimizer.param_groups, groups, strict=True):
         group.update(settings)
+
+
+def whole(state):
+    """`state`, dicts and lists of tensors, with every sharded tensor put together. Every process must call it."""
+    if isinstance(state, dict):
+        return {key: whole(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [whole(value) for value in state]
+    return state.full_tensor().cpu() if isinstance(state, DTensor) else state
+
+
+def sharded_like(optimizer, state):
+    """An optimizer's state_dict of whole tensors, with those as large as their parameter sharded as it is."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if not isinstance(parameters[0], DTensor):
+        return state
+    sharded = {}
+    for i, values in state["state"].items():
+        p = parameters[i]
+        sharded[i] = {
+            name: distribute_tensor(value, p.device_mesh, p.placements) if value.shape == p.shape else value
+            for name, value in values.items()
+        }
+    return {**state, "state": sharded}
 
 
 # ----------------------------------------------------------------------------------------------

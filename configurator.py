@@ -13,12 +13,20 @@ import importlib.util
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 import types
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 ROOT = os.path.dirname(os.path.abspath(__file__))  # config/ and data/ lie here, whatever the working directory
 
@@ -210,6 +218,13 @@ def at_least(least, namespace, names):
             raise UserError(f"--{name}={namespace[name]}: must be at least {least}")
 
 
+def one_of(namespace, **choices):
+    """UserError naming the first of the settings that is none of its choices."""
+    for name, values in choices.items():
+        if namespace[name] not in values:
+            raise UserError(f"--{name}={namespace[name]}: takes {' or '.join(values)}")
+
+
 # ----------------------------------------------------------------------------------------------
 # what 'auto' means
 
@@ -248,12 +263,20 @@ def pick_dtype(dtype, device):
 
 
 def pick_compile(compile, device):
-    """Whether to compile the model: 'auto' is on CUDA where Triton is there, and off elsewhere."""
-    if isinstance(compile, bool):
-        return compile
-    if compile != "auto":
+    """(whether to torch.compile the model, a line for the user or None).
+
+    'auto' compiles on CUDA. On a CPU it does not pay: nearly all the time goes into matrix products
+    and the few passes of model.py's CPU part, and the compiler takes longer than it ever saves.
+    """
+    if compile != "auto" and not isinstance(compile, bool):
         raise UserError(f"--compile={compile}: takes auto, True or False")
-    return device.startswith("cuda") and importlib.util.find_spec("triton") is not None
+    if compile is False or (compile == "auto" and not device.startswith("cuda")):
+        return False, None
+    if device.startswith("cuda"):
+        missing = None if importlib.util.find_spec("triton") else "Triton"
+    else:
+        missing = None if shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++") else "C++ compiler"
+    return missing is None, missing and f"no {missing} is found, so the model runs without torch.compile"
 
 
 def pick_threads(threads, processes, cores):
@@ -296,6 +319,107 @@ def pick_backend(backend, device):
         raise UserError(f"--backend=nccl works on CUDA devices only, and this run is on {device}: use --backend=gloo")
     return backend
 
+
+class Clock:
+    """Marks in the time of `device`, and the seconds between two of them.
+
+    CUDA and MPS are only handed work that they do later: a mark there is an event among that work, so
+    that what an iteration is charged with is its own, and only reading two marks waits.
+    """
+
+    def __init__(self, device):
+        self.kind = torch.device(device).type
+
+    def mark(self):
+        if self.kind == "cpu":
+            return time.perf_counter()
+        event = getattr(torch, self.kind).Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start, end):
+        if self.kind == "cpu":
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+
+def peak_memory(device):
+    """What this process has held at most, as a text: on the host, and on its device."""
+    if resource is None:
+        host = "host memory unknown"
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+        host = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB on the host"
+    if device.startswith("cuda"):
+        return f"{host}, {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on {device}"
+    return host
+
+
+# ----------------------------------------------------------------------------------------------
+# the processes of a run
+
+
+class Processes:
+    """This process among those of the run, by what torchrun sets; alone where it did not start it."""
+
+    def __init__(self):
+        self.several = "RANK" in os.environ
+        for name in ("rank", "local_rank"):
+            setattr(self, name, int(os.environ.get(name.upper(), 0)))
+        for name in ("world_size", "local_world_size"):
+            setattr(self, name, int(os.environ.get(name.upper(), 1)))
+        self.hosts = self.exchange = None
+
+    def join(self, backend):
+        """Meets the others. What the hosts agree on travels by gloo, beside the gradients."""
+        if self.several:
+            dist.init_process_group(backend)
+            # a day: while one process saves a large model, or evaluates, the others wait here and nowhere else
+            self.hosts = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+
+    def largest(self, number):
+        """The largest of the numbers that the processes call this with."""
+        if not self.several:
+            return number
+        flag = torch.tensor(number)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts)
+        return flag.item()
+
+    def largest_before(self, number):
+        """The largest of the numbers given at the call before this one (alone: `number`), and never a wait for it:
+        each call starts an exchange that the next one reads. So all processes see the same at the same call."""
+        if not self.several:
+            return number
+        before = self.settle()
+        flag = torch.tensor(number)
+        self.exchange = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts, async_op=True)
+        return before
+
+    def settle(self):
+        """Ends the exchange under way, if there is one, and returns its number."""
+        if not self.exchange:
+            return 0
+        flag, work = self.exchange
+        work.wait()
+        self.exchange = None
+        return flag.item()
+
+    def gather(self, thing):
+        """A list of what every process calls this with, on rank 0; None on the others."""
+        if not self.several:
+            return [thing]
+        things = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(thing, things, group=self.hosts)
+        return things
+
+    def wait(self):
+        if self.several:
+            dist.barrier(self.hosts)
+
+
+# ----------------------------------------------------------------------------------------------
+# the device's peak
 
 # Dense peaks in TFLOPS: 16-bit tensor cores with float32 accumulation, tf32, float32. A row stands
 # for a device whose name has all the words of its key, and no word of VARIANTS that the key lacks.

@@ -55,7 +55,7 @@ class Dropout(nn.Dropout):
 
 
 class CPUAttention(torch.autograd.Function):
-    """Causal attention over q, k, v (n, T, hs), with attention dropout, for training on a CPU.
+    """Causal attention over q, k, v (n, T, hs), with attention dropout, for a CPU.
 
     scaled_dot_product_attention there has a slow backward in bfloat16, and with dropout writes the
     whole (T, T) out several times over. This goes through the queries in stretches, and multiplies
@@ -162,14 +162,16 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, cache=None, last=False):
         q, k, v = map(self.heads, self.c_attn(x).chunk(3, dim=2))
-        if cache is not None:
-            k, v = cache.append(self, k, v)
         if last:
             q = q[:, :, -1:]
+        kept = cache.append(self, k, v) if cache is not None else None
         p = self.dropout if self.training else 0.0
-        if self.training and x.device.type == "cpu" and (p > 0 or q.dtype != torch.float32):
+        if kept and q.size(2) == 1:  # one query, which sees every key there is
+            with torch.autocast(x.device.type, enabled=False):
+                y = F.scaled_dot_product_attention(q.to(kept[0].dtype), *kept)
+        elif x.device.type == "cpu" and q.size(2) > 1 and (p > 0 or q.dtype != torch.float32):
             y = CPUAttention.apply(*(t.flatten(0, 1) for t in (q, k, v)), p).view_as(q)
-        else:  # a single query sees every key there is
+        else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1, dropout_p=p)
         y = y.transpose(1, 2).flatten(2)  # (B, T, C), heads side by side
         return self.resid_dropout(self.c_proj(y))
@@ -202,7 +204,10 @@ class Block(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, so that decoding one more computes one more only."""
+    """Keys and values of the tokens seen so far, so that decoding one more computes one more only.
+
+    On a CPU they are float32: a single bfloat16 query takes scaled_dot_product_attention nine times as long.
+    """
 
     def __init__(self, config, batch, device):
         self.shape = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
@@ -211,7 +216,8 @@ class KVCache:
     def append(self, layer, k, v):
         """Adds k, v (B, nh, T, hs) of the next T tokens in `layer`; returns those of all tokens up to them."""
         if layer not in self.kept:
-            self.kept[layer] = [torch.empty(self.shape, dtype=k.dtype, device=self.device) for _ in (k, v)]
+            dtype = torch.float32 if k.device.type == "cpu" else k.dtype
+            self.kept[layer] = [torch.empty(self.shape, dtype=dtype, device=self.device) for _ in (k, v)]
         stop = self.length + k.size(2)
         for kept, new in zip(self.kept[layer], (k, v), strict=True):
             kept[:, :, self.length : stop] = new
@@ -300,17 +306,25 @@ class GPT(nn.Module):
         self.config.block_size = block_size
         self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
 
-    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer="adamw"):
         """AdamW over two groups: matrices and embeddings, which decay, and biases and norms, which do not.
 
-        Fused wherever torch has the kernel: one pass over the weights, no temporary copies.
+        Fused wherever torch has the kernel: one pass over the weights, no temporary copies. With
+        `optimizer` "muon" the blocks' matrices go to Muon, and the rest to AdamW.
         """
         parameters = [p for p in self.parameters() if p.requires_grad]
+        hidden = [p for p in self.transformer.h.parameters() if p.dim() >= 2] if optimizer == "muon" else []
+        taken = {id(p) for p in hidden}
         groups = [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.dim() >= 2 and id(p) not in taken], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu", "mps"))
+        adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu", "mps"))
+        if optimizer == "adamw":
+            return adamw
+        # match_rms_adamw scales Muon's step to the size of AdamW's, so that one learning rate serves both
+        muon = torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        return MuonWithAdamW(muon, adamw)
 
     def flops_per_token(self):
         """Training FLOPs a token: 6N, and the attention's own products (PaLM, arXiv:2204.02311, appendix B)."""
@@ -350,6 +364,32 @@ class GPT(nn.Module):
             pending = choose(logits, temperature, top_k, generators)
             idx = torch.cat([idx, pending], dim=1)
             yield pending
+
+
+class MuonWithAdamW:
+    """Two optimizers as one: Muon (Jordan et al. 2024; torch.optim.Muon) for hidden matrices, AdamW for the rest."""
+
+    def __init__(self, muon, adamw):
+        self.parts = {"muon": muon, "adamw": adamw}
+
+    @property
+    def param_groups(self):
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+    def step(self):
+        for part in self.parts.values():
+            part.step()
+
+    def zero_grad(self, set_to_none=True):
+        for part in self.parts.values():
+            part.zero_grad(set_to_none)
+
+    def state_dict(self):
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state):
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
 
 
 def choose(logits, temperature, top_k, generators):

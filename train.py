@@ -17,12 +17,13 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import checkpoint as ckpt
 from configurator import (
-    ROOT, UserError, adopt, at_least, configure, find_peak_flops, keep_memory, pick_backend, pick_compile, pick_device, pick_dtype,
-    pick_threads, setting_names, usable_cores,
+    ROOT, Clock, Processes, UserError, adopt, at_least, configure, find_peak_flops, keep_memory, one_of, peak_memory,
+    pick_backend, pick_compile, pick_device, pick_dtype, pick_threads, setting_names, usable_cores,
 )  # fmt: skip
 from data.bins import check_bin, check_ids, fingerprint, open_bin
 from data.tokens import read_meta
@@ -39,8 +40,9 @@ eval_iters = 200  # batches of each split in an evaluation
 eval_only = False  # evaluate once, print, and end; nothing is written
 always_save_checkpoint = True  # save ckpt.pt at every evaluation, not only at the best so far
 save_interval = 0  # iterations from one last.pt to the next; 0: at every evaluation
-init_from = "scratch"  # scratch, resume, auto (resume where there is a run, else scratch), or a gpt2 name
-# wandb
+init_from = "scratch"  # scratch, resume, auto (resume where there is a run, else scratch), gpt2*, or a GPT-2 folder
+# beside the printed lines and log.csv
+tensorboard_log = False  # log to TensorBoard too, in out_dir/tensorboard
 wandb_log = False  # log to Weights & Biases too
 wandb_project = "owt"  # its project there
 wandb_run_name = "gpt2"  # its name there
@@ -56,6 +58,7 @@ n_embd = 768  # channels
 dropout = 0.0  # for pretraining 0 is good, for small data and finetuning 0.1 and more
 bias = False  # biases in Linear and LayerNorm
 # optimizer
+optimizer = "adamw"  # adamw, or muon for the blocks' matrices and adamw for the rest
 learning_rate = 6e-4  # the highest
 max_iters = 600000  # the last iteration
 weight_decay = 1e-1  # on matrices and embeddings
@@ -67,9 +70,10 @@ max_nonfinite = 10  # iterations in a row whose loss or gradient is not finite, 
 decay_lr = True  # cosine decay after the warm-up; False: constant
 warmup_iters = 2000  # iterations of linear warm-up
 lr_decay_iters = 600000  # where the decay ends, about max_iters
-min_lr = 6e-5  # where the decay ends, about learning_rate / 10
+min_lr = 6e-5  # what it ends at, about learning_rate / 10
 # the machine
 backend = "auto"  # the collectives under torchrun: nccl on CUDA, else gloo
+sharding = "ddp"  # ddp: each process has the whole model; fsdp: a share of weights, gradients and optimizer state
 device = "auto"  # cuda, cuda:N, mps or cpu
 dtype = "auto"  # float32, bfloat16 or float16 (which scales the loss)
 compile = "auto"  # torch.compile the model
@@ -80,13 +84,10 @@ settings = setting_names(globals())
 given = configure(globals())
 
 # ----------------------------------------------------------------------------------------------
-# this process among the others (torchrun sets these), and its device
+# this process, its device, and the others
 
-distributed = "RANK" in os.environ
-rank = int(os.environ.get("RANK", 0))
-local_rank = int(os.environ.get("LOCAL_RANK", 0))
-world_size = int(os.environ.get("WORLD_SIZE", 1))
-local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+processes = Processes()
+rank, world_size = processes.rank, processes.world_size
 
 
 def say(line):
@@ -97,35 +98,36 @@ def say(line):
 
 device = pick_device(device)
 backend = pick_backend(backend, device)
-if device == "cuda" and distributed:
-    if local_world_size > torch.cuda.device_count():
-        raise UserError(f"{local_world_size} processes on a machine with {torch.cuda.device_count()} GPUs")
-    device = f"cuda:{local_rank}"
+if device == "cuda" and processes.several:
+    if processes.local_world_size > torch.cuda.device_count():
+        raise UserError(f"{processes.local_world_size} processes for {torch.cuda.device_count()} GPUs on a machine")
+    device = f"cuda:{processes.local_rank}"
 device_type = torch.device(device).type
 if device_type == "cuda":
     torch.cuda.set_device(device)
 if device_type == "cpu":
     keep_memory()
-    torch.set_num_threads(pick_threads(os.environ.get("OMP_NUM_THREADS"), local_world_size, usable_cores()))
-if distributed:
-    dist.init_process_group(backend)
-    # What the hosts agree on travels beside the gradients, and may wait for a long save.
-    hosts = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    torch.set_num_threads(pick_threads(os.environ.get("OMP_NUM_THREADS"), processes.local_world_size, usable_cores()))
+if gradient_accumulation_steps % world_size:  # before they meet, so that each can say no by itself
+    raise UserError(f"--gradient_accumulation_steps={gradient_accumulation_steps} cannot be shared by {world_size} processes")
+processes.join(backend)
 
 # ----------------------------------------------------------------------------------------------
-# where to start from: nothing, or a run's checkpoint
+# where to start from: nothing, a run's checkpoint, or GPT-2
 
-if init_from == "auto":
-    init_from = "resume" if ckpt.has_run(out_dir) else "scratch"
-if init_from.startswith("gpt2"):
-    raise UserError(f"--init_from={init_from}: GPT-2's weights cannot be loaded yet")
-if init_from not in ("scratch", "resume"):
-    raise UserError(f"--init_from={init_from}: takes scratch, resume, auto or a gpt2 name")
+# torchrun starts a group anew with the same command when a worker is gone. The count is each machine's own.
+restarted = processes.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
+run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's "none" names no run
+has_run = processes.largest(int(rank == 0 and ckpt.has_run(out_dir)))
+if has_run and not eval_only and (restarted or (run_id != "none" and ckpt.peek(out_dir).get("run_id") == run_id)):
+    init_from = "resume"
+elif init_from == "auto":
+    init_from = "resume" if has_run else "scratch"
 saved = {}
 if init_from == "resume":
     saved, saved_path, remarks = ckpt.load_run(out_dir)
     # The run's settings are the checkpoint's; where it runs, and what for, are this command's.
-    here = {"device", "backend", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only"}
+    here = {"device", "backend", "sharding", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only"}
     remarks += adopt(globals(), [name for name in settings if name not in here], saved["config"], given)
     machine = saved.get("machine", {})
     if machine.get("device_type") == device_type:  # the numbers keep their kind
@@ -133,31 +135,72 @@ if init_from == "resume":
         compile = given.get("compile", machine["compile"])
     elif machine:
         remarks.append(f"the run was on {machine['device_type']}: dtype and compile are chosen anew for {device_type}")
+pretrained = init_from.startswith("gpt2") or os.path.isdir(init_from)
+if not (pretrained or init_from in ("scratch", "resume")):
+    raise UserError(f"--init_from={init_from}: takes scratch, resume, auto, a gpt2 name or a GPT-2 folder")
 
-at_least(1, globals(), "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
+at_least(1, globals(), "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size max_nonfinite")
 at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip peak_flops")
+one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
+if sharding == "fsdp" and (optimizer == "muon" or dtype == "float16" or not processes.several):
+    raise UserError("--sharding=fsdp works under torchrun, with --optimizer=adamw, and not with --dtype=float16")
 micro_steps, remainder = divmod(gradient_accumulation_steps, world_size)
 if remainder:
-    raise UserError(f"--gradient_accumulation_steps={gradient_accumulation_steps} cannot be shared by {world_size} processes")
-config = {name: globals()[name] for name in settings}
+    raise UserError(f"gradient_accumulation_steps = {gradient_accumulation_steps} cannot be shared by {world_size} processes")
 dtype = pick_dtype(dtype, device)
-compile = pick_compile(compile, device)
+compile, remark = pick_compile(compile, device)
+if remark:
+    say(remark)
 torch.set_float32_matmul_precision("high" if device_type == "cuda" else "highest")  # TF32 where CUDA has it
 torch.manual_seed(seed + rank)
 
 # ----------------------------------------------------------------------------------------------
-# data
+# the model
 
+say(f"tokens per iteration will be: {micro_steps * world_size * batch_size * block_size:,}")
 data_dir = os.path.join(ROOT, "data", dataset)
-bins = {split: os.path.join(data_dir, f"{split}.bin") for split in ("train", "val")}
 meta_path = os.path.join(data_dir, "meta.pkl")
 meta = read_meta(meta_path) if os.path.exists(meta_path) else None
-vocab_size = saved["model_args"]["vocab_size"] if saved else meta["vocab_size"] if meta else 50304
+if meta:
+    say(f"found vocab_size = {meta['vocab_size']} (inside {os.path.join('data', dataset, 'meta.pkl')})")
+iter_num, best_val_loss, best_iter, tokens_seen, seconds_before, running_mfu, wandb_id = 0, math.inf, 0, 0, 0.0, None, None
+if saved:
+    say(f"Resuming training from {out_dir}")
+    for remark in remarks:
+        say(remark)
+    model = ckpt.build_model(saved, saved_path, dropout)
+    iter_num, best_val_loss = saved["iter_num"], float(saved.get("best_val_loss", math.inf))
+    best_iter, tokens_seen = saved.get("best_iter", iter_num), saved.get("tokens_seen", 0)
+    seconds_before, running_mfu, wandb_id = saved.get("seconds", 0.0), saved.get("running_mfu"), saved.get("wandb_id")
+elif pretrained:
+    say(f"Initializing from GPT-2 weights: {init_from}")
+    model = GPT.from_pretrained(init_from, dropout)
+else:
+    say("Initializing a new model from scratch")
+    if not meta:
+        say("no meta.pkl beside the data: vocab_size = 50304, GPT-2's 50257 rounded up for speed")
+    model = GPT(GPTConfig(block_size, meta["vocab_size"] if meta else 50304, n_layer, n_head, n_embd, dropout, bias))
+if block_size != model.config.block_size:
+    model.crop_block_size(block_size)
+n_layer, n_head, n_embd = model.config.n_layer, model.config.n_head, model.config.n_embd
+bias, vocab_size = model.config.bias, model.config.vocab_size
+config = {name: globals()[name] for name in settings}
+say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
+
+# ----------------------------------------------------------------------------------------------
+# data
+
+bins = {split: os.path.join(data_dir, f"{split}.bin") for split in ("train", "val")}
 for path in bins.values():
     check_bin(path, block_size, vocab_size, dataset)
 fingerprints = {split: fingerprint(path) for split, path in bins.items()}
 if saved and dataset == saved["config"].get("dataset") and saved.get("data", fingerprints) != fingerprints:
     raise UserError(f"the data in {data_dir} is not what this run was trained on: prepare it as it was, or start from scratch")
+if saved and iter_num > max_iters and not eval_only:
+    say(f"the run has reached max_iters = {max_iters}: nothing is left to do (a larger --max_iters= goes on)")
+    sys.exit(0)
+batches = torch.Generator()  # the batches' own: their order hangs on the seed alone, not on dropout or device
+batches.set_state(torch.get_rng_state())
 
 
 def get_batch(split):
@@ -175,57 +218,40 @@ def get_batch(split):
 
 
 # ----------------------------------------------------------------------------------------------
-# the model, the optimizer, and the run's state
+# the model on its device, its optimizer, and the run's folder
 
-tokens_per_iter = micro_steps * world_size * batch_size * block_size
-say(f"tokens per iteration will be: {tokens_per_iter:,}")
-if meta:
-    say(f"found vocab_size = {meta['vocab_size']} (inside {os.path.join('data', dataset, 'meta.pkl')})")
-iter_num, best_val_loss, running_mfu = 0, math.inf, None
-if saved:
-    say(f"Resuming training from {out_dir}")
-    for remark in remarks:
-        say(remark)
-    model = ckpt.build_model(saved, saved_path, dropout)
-    iter_num, best_val_loss = saved["iter_num"], float(saved.get("best_val_loss", math.inf))
-    running_mfu = saved.get("running_mfu")
-else:
-    say("Initializing a new model from scratch")
-    if not meta:
-        say("no meta.pkl beside the data: vocab_size = 50304, GPT-2's 50257 rounded up for speed")
-    model = GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias))
-if block_size < model.config.block_size:
-    model.crop_block_size(block_size)
-say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
-if saved and iter_num > max_iters and not eval_only:
-    say(f"the run has reached max_iters = {max_iters}: nothing is left to do (a larger --max_iters= goes on)")
-    sys.exit(0)
 model.to(device)
-
-optimizer = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type)
+if sharding == "fsdp":
+    for parameter in model.parameters():  # each process drew other weights: all take rank 0's
+        dist.broadcast(parameter.data, src=0)
+    for block in model.transformer.h:
+        fully_shard(block)
+    fully_shard(model)
+optim = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, optimizer)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
-batches = torch.Generator()  # the batches' own: their order hangs on the seed alone, not on dropout or device
-batches.set_state(torch.get_rng_state())
 if saved:
-    ckpt.restore_optimizer(optimizer, saved["optimizer"], saved_path)
+    ckpt.restore_optimizer(optim, saved["optimizer"], saved_path)
     if scaler.is_enabled() and saved.get("scaler"):
         scaler.load_state_dict(saved["scaler"])
+# Fused AdamW can be told to leave weights and moments alone without the host's knowing. The others wait to know.
+skips_by_itself = optimizer == "adamw" and sharding == "ddp"
 
-lock = None
+peak, peak_source = find_peak_flops(peak_flops, device, dtype) if rank == 0 else (1.0, "")
+processes.wait()  # rank 0 measures alone
+say(
+    f"{world_size} x {device}, {torch.get_num_threads()} CPU threads each, {dtype}, compile {compile}, {optimizer}, "
+    f"{sharding if processes.several else 'one process'}; peak {peak / 1e12:.4g} TFLOPS ({peak_source})"
+)
+autocast = torch.amp.autocast(device_type, getattr(torch, dtype), enabled=dtype != "float32")
+eval_model = train_model = torch.compile(model) if compile else model
+if processes.several and sharding == "ddp":
+    train_model = DDP(eval_model, device_ids=[device] if device_type == "cuda" else None)
+lock = log = None
 if rank == 0 and not eval_only:
     lock = ckpt.claim(out_dir)
     moved = None if saved else ckpt.move_aside(out_dir)
     if moved:
         say(f"an earlier run's files were in {out_dir}: moved to {moved}")
-
-peak, peak_source = find_peak_flops(peak_flops, device, dtype)
-say(f"on {device}, {dtype}, compile {compile}, {torch.get_num_threads()} CPU threads; "
-    f"peak {peak / 1e12:.4g} TFLOPS ({peak_source})")  # fmt: skip
-
-autocast = torch.amp.autocast(device_type, getattr(torch, dtype), enabled=dtype != "float32")
-eval_model = train_model = torch.compile(model) if compile else model
-if distributed:
-    train_model = DDP(eval_model, device_ids=[local_rank] if device_type == "cuda" else None)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -248,17 +274,16 @@ def estimate_loss():
     model.eval()
     mean = {}
     for split in ("train", "val"):
-        losses = torch.zeros(eval_iters, device=device)
-        for k in range(0, eval_iters, world_size):
-            if stopping():
+        losses = torch.zeros(math.ceil(eval_iters / world_size) * world_size, device=device)
+        for k in range(rank, len(losses), world_size):
+            if processes.largest_before(stop_signal):
                 return None
-            if k + rank < eval_iters:
-                x, y = get_batch(split)
-                with autocast:
-                    losses[k + rank] = eval_model(x, y)[1]
-        if distributed:
+            x, y = get_batch(split)
+            with autocast:
+                losses[k] = eval_model(x, y)[1]
+        if processes.several:
             dist.all_reduce(losses)
-        mean[split] = losses.mean().item()
+        mean[split] = losses[:eval_iters].mean().item()
     model.train()
     return mean
 
@@ -271,24 +296,6 @@ def request_stop(number, frame):
     stop_signal = number
 
 
-def stopping():
-    """The signal on which to stop, or 0.
-
-    Among several processes each call starts an exchange that the next call reads, so that all of
-    them stop at the same call, and none waits for the network.
-    """
-    global exchange
-    if not distributed:
-        return stop_signal
-    agreed = 0
-    if exchange:
-        exchange[1].wait()
-        agreed = exchange[0].item()
-    flag = torch.tensor(stop_signal)
-    exchange = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=hosts, async_op=True)
-    return agreed
-
-
 def resume_point(evaluated):
     """Where a run that goes on from here goes on: what the next draws hang on, and whether the evaluation is done."""
     return {"generators": ckpt.generator_states(device, batches), "batch": (x, y), "evaluated": evaluated}
@@ -299,81 +306,55 @@ def save(name, point):
 
     Weights whose gradients or val loss are not finite are not written: what lies there is better."""
     if int(skipped_in_row) or not healthy:
-        return say(f"{name} is not written: the loss or its gradient is not finite")
-    points = [point]
-    if distributed:
-        points = [None] * world_size if rank == 0 else None
-        dist.gather_object(point, points, group=hosts)
+        say(f"{name} is not written: the loss or its gradient is not finite")
+        return
+    points = processes.gather(point)
+    weights, moments = ckpt.whole(model.state_dict()), ckpt.whole(optim.state_dict())
     if rank == 0:
-        ckpt.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "model_args": ckpt.model_args(model.config),
-                "iter_num": iter_num,
-                "best_val_loss": best_val_loss,
-                "config": config,
-                "machine": {"device_type": device_type, "dtype": dtype, "compile": compile},
-                "points": points,
-                "scaler": scaler.state_dict(),
-                "running_mfu": running_mfu,
-                "meta": meta,
-                "data": fingerprints,
-            },
-            os.path.join(out_dir, name),
-        )
-    if distributed:
-        dist.barrier(hosts)
+        state = {"model": weights, "optimizer": moments, "model_args": ckpt.model_args(model.config), "iter_num": iter_num}
+        state |= {"best_val_loss": best_val_loss, "best_iter": best_iter, "config": config, "points": points}
+        state |= {"machine": {"device_type": device_type, "dtype": dtype, "compile": compile}, "scaler": scaler.state_dict()}
+        state |= {"running_mfu": running_mfu, "tokens_seen": tokens_seen, "seconds": seconds_before + time.time() - began}
+        state |= {"meta": meta, "data": fingerprints, "run_id": run_id, "wandb_id": wandb_id}
+        ckpt.save(state, os.path.join(out_dir, name))
+    processes.wait()
 
-
-def mark():
-    """The end of an iteration in the device's own time, without waiting for it."""
-    if device_type == "cpu":
-        return time.perf_counter()
-    event = getattr(torch, device_type).Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def seconds_between(start, end):
-    if device_type == "cpu":
-        return end - start
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
-
-
-if wandb_log and rank == 0:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("--wandb_log=True needs wandb: pip install wandb") from None
-    wandb.init(project=wandb_project, name=wandb_run_name, config=config)
 
 # ----------------------------------------------------------------------------------------------
 # the training loop
 
-stop_signal, exchange = 0, None
+stop_signal, clock, began = 0, Clock(device), time.time()
 signal.signal(signal.SIGINT, request_stop)
 signal.signal(signal.SIGTERM, request_stop)
 x, y = get_batch("train")  # (B, T); each next batch is fetched while the device computes
 evaluated = False
 if "points" in saved:
-    point = saved["points"][rank] if len(saved["points"]) == world_size else None
-    if point is None:
-        say(f"the run had {len(saved['points'])} processes and has {world_size} now: the batches are drawn anew")
+    if len(saved["points"]) != world_size:
+        say(f"the run had {len(saved['points'])} processes and has {world_size} now: other batches are drawn from here on")
+        batches.manual_seed(seed + rank + 1_000_003 * iter_num)
+        x, y = get_batch("train")
     else:
+        point = saved["points"][rank]
         ckpt.restore_generators(point["generators"], device, batches)
         evaluated = point["evaluated"]
         if point["batch"][0].shape == x.shape and dataset == saved["config"]["dataset"]:
             x, y = (tokens.to(device) for tokens in point["batch"])
-saved = point = None  # a checkpoint is as large as the model and its optimizer
+saved = None  # a checkpoint is as large as the model and its optimizer
+if rank == 0 and not eval_only:
+    log = ckpt.RunLog(out_dir, iter_num, evaluated)
+    if tensorboard_log:
+        log.add_tensorboard(out_dir)
+    if wandb_log:
+        wandb_id = log.add_wandb(out_dir, wandb_project, wandb_run_name, config, wandb_id)
 skipped_in_row = torch.zeros((), dtype=torch.int64, device=device)  # steps not taken, as the weights were spared
 skipped_since = torch.zeros_like(skipped_in_row)  # ... since that was last said
-last_mark, iters_here, saved_at, healthy = mark(), 0, iter_num, True
+healthy, iters_here, saved_at = True, 0, iter_num
+tokens_per_iter = micro_steps * world_size * batch_size * block_size
+last_mark, last_eval = clock.mark(), None
 
 while iter_num <= max_iters:
     lr = get_lr(iter_num) if decay_lr else learning_rate
-    for group in optimizer.param_groups:
+    for group in optim.param_groups:
         group["lr"] = lr
 
     point = resume_point(evaluated)
@@ -387,23 +368,36 @@ while iter_num <= max_iters:
         point = resume_point(evaluated=True)
         healthy = math.isfinite(losses["val"])
         better = losses["val"] < best_val_loss
-        if better or always_save_checkpoint:
-            best_val_loss = losses["val"] if better else best_val_loss
-            if iter_num > 0:
-                say(f"saving checkpoint to {out_dir}")
-                save("ckpt.pt", point)
-                saved_at = iter_num
+        if better:
+            best_val_loss, best_iter = losses["val"], iter_num
+        if (better or (always_save_checkpoint and healthy)) and iter_num > 0:
+            say(f"saving checkpoint to {out_dir}")
+            save("ckpt.pt", point)
+            saved_at = iter_num
+        done, rate = iter_num / (max_iters + 1), None
+        if last_eval:  # evaluations and saves are part of what one stretch took, and so of the estimate
+            seconds = (time.time() - last_eval[1]) / (iter_num - last_eval[0])
+            rate, left = tokens_per_iter / seconds, timedelta(seconds=round(seconds * (max_iters + 1 - iter_num)))
+            say(f"{done:.0%} done, {rate:,.0f} tokens/s, {left} left")
+        else:
+            say(f"{done:.0%} done")
+        last_eval = iter_num, time.time()
+        if log:
+            log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
+                      tokens_per_s=rate, tokens_seen=tokens_seen)  # fmt: skip
     evaluated = False
-
-    if iter_num % (save_interval or eval_interval) == 0 and iter_num > 0 and saved_at != iter_num:
+    if iter_num % (save_interval or eval_interval) == 0 and saved_at != iter_num:
         save("last.pt", point)
         saved_at = iter_num
 
     for micro_step in range(micro_steps):
-        if asked := stopping():
+        if asked := processes.largest_before(stop_signal):
             break
-        if distributed:  # gradients are exchanged once an iteration, with the last micro-step's backward
-            train_model.require_backward_grad_sync = micro_step == micro_steps - 1
+        last = micro_step == micro_steps - 1
+        if sharding == "fsdp":  # gradients are exchanged once an iteration, with the last micro-step's backward
+            model.set_requires_gradient_sync(last)
+        elif processes.several:
+            train_model.require_backward_grad_sync = last
         with autocast:
             loss = train_model(x, y)[1] / micro_steps
         x, y = get_batch("train")
@@ -411,40 +405,45 @@ while iter_num <= max_iters:
     if asked:
         break
 
-    # A gradient that is not finite, as after a loss that is not, must not reach the weights: fused AdamW
-    # leaves them and its moments alone where found_inf is set. Nothing here waits for the device.
-    scaler.unscale_(optimizer)
+    # A gradient that is not finite, as after a loss that is not, must not reach the weights.
+    scaler.unscale_(optim)
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
     if grad_clip > 0:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip, grad_norm)
+    grad_norm = ckpt.whole(grad_norm)
     nonfinite = ~torch.isfinite(grad_norm)
-    if not scaler.is_enabled():
-        optimizer.found_inf = nonfinite.float()
-    scaler.step(optimizer)
+    if skips_by_itself and not scaler.is_enabled():
+        optim.found_inf = nonfinite.float()
+    if skips_by_itself or scaler.is_enabled() or not nonfinite:
+        scaler.step(optim)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    optim.zero_grad(set_to_none=True)
     skipped_in_row = (skipped_in_row + 1) * nonfinite
     skipped_since += nonfinite
 
-    now = mark()
+    now = clock.mark()
+    tokens_seen += tokens_per_iter
     if iter_num % log_interval == 0 or device_type == "cpu":  # a CPU has nothing to wait for
         if int(skipped_since):
             say(f"iter {iter_num}: {int(skipped_since)} steps skipped, their gradients were not finite")
             skipped_since.zero_()
         if int(skipped_in_row) >= max_nonfinite:
-            good = next((n for n in ("last.pt", "ckpt.pt") if os.path.exists(os.path.join(out_dir, n))), None)
             raise UserError(
-                f"iteration {iter_num}: {int(skipped_in_row)} steps in a row had a gradient that is not finite; "
-                f"the last good checkpoint is {os.path.join(out_dir, good) if good else 'none: the run had not saved yet'}; "
-                "try a lower --learning_rate, a --grad_clip=1.0, or --dtype=bfloat16 or float32"
+                f"iteration {iter_num}: {int(skipped_in_row)} steps in a row had a loss or gradient that is not finite; "
+                f"the last good checkpoint is {ckpt.newest(out_dir)}; "
+                "try a lower --learning_rate, --grad_clip=1.0, or --dtype=bfloat16 or float32"
             )
     if iter_num % log_interval == 0:
-        dt = seconds_between(last_mark, now)
+        dt = clock.seconds(last_mark, now)
         if iters_here >= 5:  # the first ones compile, allocate and warm up
             mfu = model.estimate_mfu(batch_size * micro_steps, dt, peak)
             running_mfu = mfu if running_mfu is None else 0.9 * running_mfu + 0.1 * mfu
         shown = f"{running_mfu * 100:.2f}%" if iters_here >= 5 else "n/a"
-        say(f"iter {iter_num}: loss {loss.item() * micro_steps:.4f}, time {dt * 1000:.2f}ms, mfu {shown}")
+        lossf = loss.item() * micro_steps
+        say(f"iter {iter_num}: loss {lossf:.4f}, time {dt * 1000:.2f}ms, mfu {shown}")
+        if log:
+            log.write(iter=iter_num, kind="train", train_loss=lossf, lr=lr, grad_norm=grad_norm.item(), ms=dt * 1000,
+                      tokens_per_s=tokens_per_iter / dt, mfu=running_mfu, tokens_seen=tokens_seen)  # fmt: skip
     last_mark = now
     iter_num += 1
     iters_here += 1
@@ -452,17 +451,20 @@ while iter_num <= max_iters:
 # ----------------------------------------------------------------------------------------------
 # the end: of the run, or of this process's part in it
 
+finished = iter_num > max_iters
 if not eval_only:
-    finished = iter_num > max_iters
     save("last.pt", resume_point(evaluated=False) if finished else point)
-    where = os.path.join(out_dir, "last.pt")
     if not finished:
-        say(f"stopped at iteration {iter_num}: saved to {where}; --init_from=resume goes on from there")
-if distributed:
-    if exchange:
-        exchange[1].wait()
+        say(f"stopped at iteration {iter_num}: --init_from=resume --out_dir={out_dir} goes on from {ckpt.newest(out_dir)}")
+if finished:
+    wall = timedelta(seconds=round(seconds_before + time.time() - began))
+    say(f"best val loss {best_val_loss:.4f} at iteration {best_iter}, {tokens_seen:,} tokens seen, {wall} in all, "
+        f"at most {peak_memory(device)}")  # fmt: skip
+    say(f"to see the curves: python {os.path.relpath(os.path.join(ROOT, 'plot.py'))} {out_dir}")
+processes.settle()
+if processes.several:
     # gloo aborts at exit where a wrapped model outlives its process group
-    train_model = eval_model = model = optimizer = None
+    train_model = eval_model = model = optim = None
     gc.collect()
     dist.destroy_process_group()
 if stop_signal:
