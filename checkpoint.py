@@ -174,7 +174,8 @@ def _read(path, mmap=False):
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # torch.load answers bad bytes with many kinds
-        reason = "it holds more than plain data" if "weights_only" in str(error).lower() else "cut, damaged, or another kind of file"
+        hostile = "weights_only" in str(error).lower()
+        reason = "it holds more than plain data" if hostile else "cut, damaged, or another kind of file"
         raise UserError(f"{path} is not a checkpoint that can be read: {reason}") from None
     for key, kind in KEYS.items():
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
@@ -269,7 +270,7 @@ def load_model_file(out_dir):
 
 
 def build_model(checkpoint, path, dropout=0.0):
-    """The GPT whose arguments and weights are in `checkpoint` (from `path`), on the CPU; UserError where they disagree."""
+    """The GPT with the arguments and weights in `checkpoint`, read from `path`; UserError where they disagree."""
     try:
         model = GPT(GPTConfig(**{**checkpoint["model_args"], "dropout": dropout}))
         model.load_state_dict(checkpoint["model"])
@@ -288,7 +289,7 @@ def model_args(config):
 
 
 def restore_optimizer(optimizer, state, path):
-    """Loads the moments and step counts in `state`; what the settings say (lr, betas, decay, fused) stays the settings'."""
+    """Loads the moments and step counts in `state`; lr, betas, decay and fused stay what the settings say."""
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(sharded_like(optimizer, state))
@@ -327,7 +328,7 @@ def sharded_like(optimizer, state):
 
 
 def generator_states(device, batches):
-    """Where every generator that a run draws from stands: the global one of the CPU and of the device, and `batches`."""
+    """Where every generator that a run draws from stands: the CPU's and the device's global one, and `batches`."""
     states = {"cpu": torch.get_rng_state(), "batches": batches.get_state()}
     kind = torch.device(device).type
     if kind != "cpu":

@@ -81,8 +81,9 @@ sys.excepthook = _report
 
 
 def setting_names(namespace):
-    """The names in a script's globals that are settings: public, and plain values."""
-    return [k for k, v in namespace.items() if not k.startswith("_") and isinstance(v, (bool, int, float, str))]
+    """The names in a script's globals that are settings: lower-case, public, and plain values."""
+    plain = (bool, int, float, str)
+    return [k for k, v in namespace.items() if not k.startswith("_") and k == k.lower() and isinstance(v, plain)]
 
 
 def coerce(name, value, default, where):
@@ -225,6 +226,16 @@ def one_of(namespace, **choices):
             raise UserError(f"--{name}={namespace[name]}: takes {' or '.join(values)}")
 
 
+def share_evenly(gradient_accumulation_steps, world_size):
+    """How many of the micro-batches of an iteration are each process's."""
+    if gradient_accumulation_steps % world_size:
+        raise UserError(
+            f"--gradient_accumulation_steps={gradient_accumulation_steps} cannot be shared by {world_size} processes: "
+            "give a multiple"
+        )
+    return gradient_accumulation_steps // world_size
+
+
 # ----------------------------------------------------------------------------------------------
 # what 'auto' means
 
@@ -248,7 +259,7 @@ def pick_device(device):
 
 
 def pick_dtype(dtype, device):
-    """The dtype to compute in: 'auto' is bfloat16 where the device is fast at it, else float16 on CUDA, else float32."""
+    """The dtype to compute in. 'auto': bfloat16 where the device is fast at it, else float16 on CUDA, else float32."""
     if dtype in ("float32", "bfloat16", "float16"):
         return dtype
     if dtype != "auto":

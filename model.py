@@ -403,4 +403,5 @@ def choose(logits, temperature, top_k, generators):
     probs = F.softmax(logits, dim=-1)
     if generators is None:
         return torch.multinomial(probs, 1)
-    return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in zip(probs.split(1), generators, strict=True)])
+    rows = zip(probs.split(1), generators, strict=True)
+    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])

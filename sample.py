@@ -11,9 +11,7 @@ import sys
 import torch
 
 import checkpoint as ckpt
-from configurator import (
-    ROOT, UserError, at_least, configure, pick_compile, pick_device, pick_dtype,
-)  # fmt: skip
+from configurator import ROOT, UserError, at_least, configure, pick_compile, pick_device, pick_dtype
 from data.tokens import codec_for, read_meta
 
 # ----------------------------------------------------------------------------------------------

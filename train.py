@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import checkpoint as ckpt
 from configurator import (
     ROOT, Clock, Processes, UserError, adopt, at_least, configure, find_peak_flops, keep_memory, one_of, peak_memory,
-    pick_backend, pick_compile, pick_device, pick_dtype, pick_threads, setting_names, usable_cores,
+    pick_backend, pick_compile, pick_device, pick_dtype, pick_threads, setting_names, share_evenly, usable_cores,
 )  # fmt: skip
 from data.bins import check_bin, check_ids, fingerprint, open_bin
 from data.tokens import read_meta
@@ -108,8 +108,7 @@ if device_type == "cuda":
 if device_type == "cpu":
     keep_memory()
     torch.set_num_threads(pick_threads(os.environ.get("OMP_NUM_THREADS"), processes.local_world_size, usable_cores()))
-if gradient_accumulation_steps % world_size:  # before they meet, so that each can say no by itself
-    raise UserError(f"--gradient_accumulation_steps={gradient_accumulation_steps} cannot be shared by {world_size} processes")
+share_evenly(gradient_accumulation_steps, world_size)  # before they meet, so that each can say no by itself
 processes.join(backend)
 
 # ----------------------------------------------------------------------------------------------
@@ -139,14 +138,15 @@ pretrained = init_from.startswith("gpt2") or os.path.isdir(init_from)
 if not (pretrained or init_from in ("scratch", "resume")):
     raise UserError(f"--init_from={init_from}: takes scratch, resume, auto, a gpt2 name or a GPT-2 folder")
 
-at_least(1, globals(), "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size max_nonfinite")
-at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip peak_flops")
+at_least(1, globals(), "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
+at_least(1, globals(), "max_nonfinite")
+at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
+at_least(0, globals(), "peak_flops")
 one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
 if sharding == "fsdp" and (optimizer == "muon" or dtype == "float16" or not processes.several):
     raise UserError("--sharding=fsdp works under torchrun, with --optimizer=adamw, and not with --dtype=float16")
-micro_steps, remainder = divmod(gradient_accumulation_steps, world_size)
-if remainder:
-    raise UserError(f"gradient_accumulation_steps = {gradient_accumulation_steps} cannot be shared by {world_size} processes")
+micro_steps = share_evenly(gradient_accumulation_steps, world_size)
+tokens_per_iter = micro_steps * world_size * batch_size * block_size
 dtype = pick_dtype(dtype, device)
 compile, remark = pick_compile(compile, device)
 if remark:
@@ -157,13 +157,14 @@ torch.manual_seed(seed + rank)
 # ----------------------------------------------------------------------------------------------
 # the model
 
-say(f"tokens per iteration will be: {micro_steps * world_size * batch_size * block_size:,}")
+say(f"tokens per iteration will be: {tokens_per_iter:,}")
 data_dir = os.path.join(ROOT, "data", dataset)
 meta_path = os.path.join(data_dir, "meta.pkl")
 meta = read_meta(meta_path) if os.path.exists(meta_path) else None
 if meta:
     say(f"found vocab_size = {meta['vocab_size']} (inside {os.path.join('data', dataset, 'meta.pkl')})")
-iter_num, best_val_loss, best_iter, tokens_seen, seconds_before, running_mfu, wandb_id = 0, math.inf, 0, 0, 0.0, None, None
+iter_num, best_iter, best_val_loss = 0, 0, math.inf
+tokens_seen, seconds_before, running_mfu, wandb_id = 0, 0.0, None, None
 if saved:
     say(f"Resuming training from {out_dir}")
     for remark in remarks:
@@ -195,7 +196,7 @@ for path in bins.values():
     check_bin(path, block_size, vocab_size, dataset)
 fingerprints = {split: fingerprint(path) for split, path in bins.items()}
 if saved and dataset == saved["config"].get("dataset") and saved.get("data", fingerprints) != fingerprints:
-    raise UserError(f"the data in {data_dir} is not what this run was trained on: prepare it as it was, or start from scratch")
+    raise UserError(f"{data_dir} is not the data this run was trained on: prepare it as it was, or start from scratch")
 if saved and iter_num > max_iters and not eval_only:
     say(f"the run has reached max_iters = {max_iters}: nothing is left to do (a larger --max_iters= goes on)")
     sys.exit(0)
@@ -204,7 +205,7 @@ batches.set_state(torch.get_rng_state())
 
 
 def get_batch(split):
-    """(x, y), each (batch_size, block_size) int64 on the device: windows of the split's tokens, and each token's next."""
+    """(x, y), each (B, T) int64 on the device: random windows of the split's tokens, and each token's next."""
     tokens = open_bin(bins[split])
     start = torch.randint(len(tokens) - block_size, (batch_size,), generator=batches).numpy()
     window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
@@ -311,12 +312,13 @@ def save(name, point):
     points = processes.gather(point)
     weights, moments = ckpt.whole(model.state_dict()), ckpt.whole(optim.state_dict())
     if rank == 0:
-        state = {"model": weights, "optimizer": moments, "model_args": ckpt.model_args(model.config), "iter_num": iter_num}
-        state |= {"best_val_loss": best_val_loss, "best_iter": best_iter, "config": config, "points": points}
-        state |= {"machine": {"device_type": device_type, "dtype": dtype, "compile": compile}, "scaler": scaler.state_dict()}
-        state |= {"running_mfu": running_mfu, "tokens_seen": tokens_seen, "seconds": seconds_before + time.time() - began}
-        state |= {"meta": meta, "data": fingerprints, "run_id": run_id, "wandb_id": wandb_id}
-        ckpt.save(state, os.path.join(out_dir, name))
+        nanogpt = {"model": weights, "optimizer": moments, "model_args": ckpt.model_args(model.config)}
+        nanogpt |= {"iter_num": iter_num, "best_val_loss": best_val_loss, "config": config}
+        ours = {"points": points, "scaler": scaler.state_dict(), "best_iter": best_iter, "running_mfu": running_mfu}
+        ours |= {"tokens_seen": tokens_seen, "seconds": seconds_before + time.time() - began, "wandb_id": wandb_id}
+        ours |= {"machine": {"device_type": device_type, "dtype": dtype, "compile": compile}, "run_id": run_id}
+        ours |= {"meta": meta, "data": fingerprints}
+        ckpt.save(nanogpt | ours, os.path.join(out_dir, name))
     processes.wait()
 
 
@@ -330,7 +332,7 @@ x, y = get_batch("train")  # (B, T); each next batch is fetched while the device
 evaluated = False
 if "points" in saved:
     if len(saved["points"]) != world_size:
-        say(f"the run had {len(saved['points'])} processes and has {world_size} now: other batches are drawn from here on")
+        say(f"the run had {len(saved['points'])} processes and has {world_size} now: from here on other batches come")
         batches.manual_seed(seed + rank + 1_000_003 * iter_num)
         x, y = get_batch("train")
     else:
@@ -349,7 +351,6 @@ if rank == 0 and not eval_only:
 skipped_in_row = torch.zeros((), dtype=torch.int64, device=device)  # steps not taken, as the weights were spared
 skipped_since = torch.zeros_like(skipped_in_row)  # ... since that was last said
 healthy, iters_here, saved_at = True, 0, iter_num
-tokens_per_iter = micro_steps * world_size * batch_size * block_size
 last_mark, last_eval = clock.mark(), None
 
 while iter_num <= max_iters:
@@ -429,7 +430,7 @@ while iter_num <= max_iters:
             skipped_since.zero_()
         if int(skipped_in_row) >= max_nonfinite:
             raise UserError(
-                f"iteration {iter_num}: {int(skipped_in_row)} steps in a row had a loss or gradient that is not finite; "
+                f"iteration {iter_num}: the loss or its gradient was not finite {int(skipped_in_row)} times in a row; "
                 f"the last good checkpoint is {ckpt.newest(out_dir)}; "
                 "try a lower --learning_rate, --grad_clip=1.0, or --dtype=bfloat16 or float32"
             )
@@ -455,7 +456,7 @@ finished = iter_num > max_iters
 if not eval_only:
     save("last.pt", resume_point(evaluated=False) if finished else point)
     if not finished:
-        say(f"stopped at iteration {iter_num}: --init_from=resume --out_dir={out_dir} goes on from {ckpt.newest(out_dir)}")
+        say(f"stopped at iteration {iter_num}; the checkpoint to go on from is {ckpt.newest(out_dir)}")
 if finished:
     wall = timedelta(seconds=round(seconds_before + time.time() - began))
     say(f"best val loss {best_val_loss:.4f} at iteration {best_iter}, {tokens_seen:,} tokens seen, {wall} in all, "

@@ -42,7 +42,7 @@ def check_ids(tokens, vocab_size, path, start):
     if tokens.max() >= vocab_size:
         at = np.unravel_index(np.argmax(tokens >= vocab_size), tokens.shape)
         position = int(np.atleast_1d(start)[at[0] if tokens.ndim > 1 else 0]) + int(at[-1])
-        raise UserError(f"{path}: token {position:,} is {tokens[at]}, and the vocabulary has {vocab_size:,} ids (from 0)")
+        raise UserError(f"{path}: token {position:,} is {tokens[at]}, but the vocabulary's ids end at {vocab_size - 1}")
 
 
 def fingerprint(path):

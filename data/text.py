@@ -208,7 +208,7 @@ def in_threads(function, items):
 
 
 def _print_counts(counts):
-    for split, count in zip(("train", "val"), counts):
+    for split, count in zip(("train", "val"), counts, strict=True):
         print(f"{split} has {count:,} tokens")
 
 

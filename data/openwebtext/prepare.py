@@ -79,7 +79,7 @@ def tokenise(split, documents, progress, at_once=100):
         starts = range(done["documents"], len(documents), at_once)
         tasks = in_threads(lambda start: encode(documents[start : start + at_once]), starts)
         with tqdm(desc=split, total=len(documents), initial=done["documents"], unit=" documents") as bar:
-            for count, (start, ids) in enumerate(zip(starts, tasks), 1):
+            for count, (start, ids) in enumerate(zip(starts, tasks, strict=True), 1):
                 f.write(ids.tobytes())
                 done["tokens"] += len(ids)
                 done["documents"] = min(start + at_once, len(documents))
