@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import glob
 import os
+import re
 import time
 import warnings
 import zipfile
@@ -26,6 +27,11 @@ except ImportError:  # Windows has none: two runs on one out_dir are not told ap
     fcntl = None
 
 KEYS = {"model": dict, "model_args": dict, "iter_num": int, "config": dict}
+OURS = {  # what may lie beside them, or in nanoGPT's own
+    "optimizer": dict, "best_val_loss": (int, float, torch.Tensor), "points": list, "scaler": dict, "best_iter": int,
+    "tokens_seen": int, "seconds": (int, float), "running_mfu": (float, type(None)), "machine": dict, "run_id": str,
+    "meta": (dict, type(None)), "data": dict, "wandb_id": (str, type(None)),
+}  # fmt: skip
 RUN_FILES = ("ckpt.pt", "last.pt", "log.csv", "tensorboard")
 
 
@@ -71,8 +77,8 @@ def claim(out_dir):
     try:
         os.makedirs(out_dir, exist_ok=True)
         lock = open(os.path.join(out_dir, ".lock"), "w")
-    except OSError as error:
-        raise OSError(f"cannot write to --out_dir={out_dir}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot write to --out_dir={out_dir}: {getattr(error, 'strerror', error)}") from error
     if fcntl:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,8 +87,9 @@ def claim(out_dir):
         except OSError as error:
             # A file system without locks: go on, as there is nothing to be told from it.
             warnings.warn(f"{out_dir} cannot be locked ({error.strerror})", stacklevel=2)
-    for leftover in glob.glob(os.path.join(glob.escape(out_dir), "*.tmp")):
-        os.remove(leftover)
+    for name in RUN_FILES:
+        for leftover in glob.glob(os.path.join(glob.escape(out_dir), f"{name}*.tmp")):
+            os.remove(leftover)
     return lock
 
 
@@ -106,6 +113,22 @@ def move_aside(out_dir):
 # the log
 
 
+def read_log(path):
+    """The whole rows of a log.csv as dicts of texts; none where there is no such file."""
+    rows, names = [], None
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as f:
+            for line in f:
+                cells = line.rstrip("\n").split(",")
+                names = names or cells
+                row = dict(zip(names, cells, strict=False))
+                numbered = re.fullmatch("[0-9]{1,18}", row.get("iter", "")) and row.get("kind") in ("train", "eval")
+                # what a full disk or a power cut has torn lacks its end
+                if numbered and len(cells) == len(names) and line.endswith("\n"):
+                    rows.append(row)
+    return rows
+
+
 class RunLog:
     """What a run has printed, as a table: a row a logged iteration and one an evaluation.
 
@@ -117,20 +140,18 @@ class RunLog:
     def __init__(self, out_dir, iter_num, evaluated):
         """Goes on before iteration `iter_num`, after its evaluation if that is `evaluated`: rows that a
         stopped run wrote beyond the checkpoint it goes on from will come again, and are taken out."""
-        path = os.path.join(out_dir, "log.csv")
-        rows = []
-        if os.path.exists(path):
-            with open(path, newline="", encoding="utf-8") as f:
-                for row in csv.DictReader(f):
-                    at = int(row["iter"]) if (row.get("iter") or "").isdigit() else iter_num + 1
-                    if at < iter_num or (at == iter_num and row["kind"] == "eval" and evaluated):
-                        rows.append(row)
-        with open(path + ".tmp", "w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(path + ".tmp", path)
-        self.file = open(path, "a", newline="", encoding="utf-8")
+        self.path = os.path.join(out_dir, "log.csv")
+        try:
+            before = iter_num, evaluated  # an iteration's evaluation comes before its training
+            rows = [row for row in read_log(self.path) if (int(row["iter"]), row["kind"] == "train") < before]
+            with open(self.path + ".tmp", "w", newline="", encoding="utf-8") as f:
+                writer = csv.DictWriter(f, self.columns, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(self.path + ".tmp", self.path)
+            self.file = open(self.path, "a", newline="", encoding="utf-8")
+        except OSError as error:
+            raise self.failure(error) from error
         self.writer = csv.DictWriter(self.file, self.columns)
         self.board = self.wandb = None
 
@@ -150,9 +171,15 @@ class RunLog:
         self.wandb = wandb.init(project=project, name=name, config=config, dir=out_dir, id=id, resume="allow")
         return self.wandb.id
 
+    def failure(self, error):
+        return OSError(f"could not write {self.path}: {error.strerror}; the checkpoints there are intact")
+
     def write(self, **row):
-        self.writer.writerow(row)
-        self.file.flush()
+        try:
+            self.writer.writerow(row)
+            self.file.flush()
+        except OSError as error:
+            raise self.failure(error) from error
         numbers = {name: value for name, value in row.items() if name not in ("iter", "kind") and value is not None}
         if self.board:
             for name, value in numbers.items():
@@ -180,6 +207,13 @@ def _read(path, mmap=False):
     for key, kind in KEYS.items():
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
             raise UserError(f"{path} is not a checkpoint of this program or of nanoGPT: no {key} in it")
+    for key, kind in OURS.items():
+        if key in checkpoint and not isinstance(checkpoint[key], kind):
+            raise UserError(f"{path} is not a checkpoint of this program or of nanoGPT: its {key} is not one")
+    complete = [(checkpoint["machine"], ("device_type", "dtype", "compile"))] if "machine" in checkpoint else []
+    complete += [(point, ("generators", "batch", "evaluated")) for point in checkpoint.get("points", [])]
+    if not all(isinstance(part, dict) and all(key in part for key in keys) for part, keys in complete):
+        raise UserError(f"{path} is not a checkpoint of this program or of nanoGPT: its machine or points are not ones")
     weights = checkpoint["model"]
     for name, tensor in list(weights.items()):
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
@@ -266,15 +300,26 @@ def load_model_file(out_dir):
     except UserError as error:
         if not os.path.exists(last):
             raise
-        return load(last), last, [f"{error}; using {last}"]
+        problem = error
+    try:
+        return load(last), last, [f"{problem}; using {last}"]
+    except UserError as error:
+        raise UserError(f"{problem}; {error}") from None
 
 
 def build_model(checkpoint, path, dropout=0.0):
     """The GPT with the arguments and weights in `checkpoint`, read from `path`; UserError where they disagree."""
     try:
-        model = GPT(GPTConfig(**{**checkpoint["model_args"], "dropout": dropout}))
-        model.load_state_dict(checkpoint["model"])
-    except (RuntimeError, TypeError, AttributeError, UserError) as error:
+        config, weights = GPTConfig(**{**checkpoint["model_args"], "dropout": dropout}), checkpoint["model"]
+        sizes = {"wte": (config.vocab_size, config.n_embd), "wpe": (config.block_size, config.n_embd)}
+        for name, size in sizes.items():  # before anything of that size is made
+            if weights[f"transformer.{name}.weight"].shape != size:
+                raise UserError(f"{name} is {tuple(weights[f'transformer.{name}.weight'].shape)}, not {size}")
+        if sum(name.endswith(".ln_1.weight") for name in weights) != config.n_layer:
+            raise UserError(f"they are not of n_layer = {config.n_layer}")
+        model = GPT(config)
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
         detail = " ".join(str(error).split())
         raise UserError(f"{path}: its weights do not fit its model_args: {detail[:300]}") from None
     return model
@@ -291,9 +336,13 @@ def model_args(config):
 def restore_optimizer(optimizer, state, path):
     """Loads the moments and step counts in `state`; lr, betas, decay and fused stay what the settings say."""
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    here, there = ("muon" if found else "adamw" for found in (hasattr(optimizer, "parts"), "muon" in (state or {})))
+    if here != there:
+        raise UserError(f"{path}: the run's optimizer is {there}, and a resume cannot change it to {here}")
     try:
-        optimizer.load_state_dict(sharded_like(optimizer, state))
-    except (ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
+        for name, part in getattr(optimizer, "parts", {"": optimizer}).items():
+            part.load_state_dict(fitted(part, state[name] if name else state))
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise UserError(f"{path}: its optimizer state does not fit this model: {error}") from None
     for group, settings in zip(optimizer.param_groups, groups, strict=True):
         group.update(settings)
@@ -308,19 +357,25 @@ def whole(state):
     return state.full_tensor().cpu() if isinstance(state, DTensor) else state
 
 
-def sharded_like(optimizer, state):
-    """An optimizer's state_dict of whole tensors, with those as large as their parameter sharded as it is."""
+def fitted(optimizer, state):
+    """An optimizer's state_dict of whole tensors with the moments of each parameter as large as it is, and sharded
+    as it is: torch checks neither. Those of positions that a shorter context has dropped go. ValueError otherwise."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if not isinstance(parameters[0], DTensor):
-        return state
-    sharded = {}
+    names = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else {"step", "exp_avg", "exp_avg_sq"}
+    result = {}
     for i, values in state["state"].items():
-        p = parameters[i]
-        sharded[i] = {
-            name: distribute_tensor(value, p.device_mesh, p.placements) if value.shape == p.shape else value
-            for name, value in values.items()
-        }
-    return {**state, "state": sharded}
+        p, result[i] = parameters[i], {}
+        if values.keys() != names:
+            raise ValueError(f"parameter {i} has {', '.join(map(str, values))}")
+        for name, value in values.items():
+            if name != "step":
+                value = value[: len(p)].clone() if len(value) > len(p) else value
+                if value.shape != p.shape:
+                    raise ValueError(f"{name} of parameter {i} is {tuple(value.shape)}, not {tuple(p.shape)}")
+                if isinstance(p, DTensor):
+                    value = distribute_tensor(value, p.device_mesh, p.placements)
+            result[i][name] = value
+    return {**state, "state": result}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -339,7 +394,10 @@ def generator_states(device, batches):
 def restore_generators(states, device, batches):
     """Puts the generators back to where generator_states() saw them, as far as this device has them."""
     kind = torch.device(device).type
-    torch.set_rng_state(states["cpu"])
-    if kind != "cpu" and kind in states:
-        getattr(torch, kind).set_rng_state(states[kind])
-    batches.set_state(states["batches"])
+    try:
+        torch.set_rng_state(states["cpu"])
+        if kind != "cpu" and kind in states:
+            getattr(torch, kind).set_rng_state(states[kind])
+        batches.set_state(states["batches"])
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise UserError(f"the checkpoint's random generators cannot be restored: {error}") from None

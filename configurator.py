@@ -7,8 +7,10 @@ full, out of memory) into one line and exit code 1; anything else is a bug and k
 """
 
 import ast
+import atexit
 import ctypes
 import difflib
+import gc
 import importlib.util
 import math
 import os
@@ -50,13 +52,26 @@ def _machine_failure(error):
     return None
 
 
+def _drop_output():
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@atexit.register
+def _flush_output():
+    """Python's own last flush of stdout would complain of a pipe that is closed by then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+
+
 def _report(kind, error, trace):
     """sys.excepthook: one line for what is not a bug."""
     sys.stdout = sys.stdout or open(os.devnull, "w")
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
     if issubclass(kind, BrokenPipeError):  # `| head` has seen enough; nothing is wrong
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(0)
     message = str(error) if issubclass(kind, UserError) else _machine_failure(error)
     if message is None:
@@ -155,19 +170,20 @@ def _from_config_file(path, namespace, names):
     return values
 
 
+def documented(path):
+    """{name: (default, comment)} of the settings of the script at `path`, as its source has them."""
+    with open(path, encoding="utf-8") as f:
+        source = f.read().partition("configure(globals()")[0]  # they stand above this call
+    lines = re.findall(r"^([a-z]\w*) = (.+?)  # (.*)$", source, re.M)
+    return {name: (default, comment) for name, default, comment in lines}
+
+
 def _print_help(namespace, names):
     """Every setting with its default and the comment beside it in the script."""
     print((namespace.get("__doc__") or "").strip() + "\n\nsettings (--key=value):")
-    comments = {}
-    with open(namespace["__file__"], encoding="utf-8") as f:
-        for line in f:
-            if line.startswith(("config = configure(", "given = configure(", "configure(")):
-                break
-            match = re.match(r"(\w+) = .*?  # (.*)", line)
-            if match:
-                comments[match[1]] = match[2]
+    comments = documented(namespace["__file__"])
     for name in names:
-        print(f"  --{name}={namespace[name]!r}".ljust(46) + comments.get(name, ""))
+        print(f"  --{name}={namespace[name]!r}".ljust(46) + comments.get(name, ("", ""))[1])
 
 
 def configure(namespace, positional=None):
@@ -355,6 +371,24 @@ class Clock:
         return start.elapsed_time(end) / 1000
 
 
+class Progress:
+    """How far a run is. Evaluations and saves are part of each stretch, and so of the rate and the estimate."""
+
+    def __init__(self, max_iters, tokens_per_iter):
+        self.iters, self.tokens_per_iter = max_iters + 1, tokens_per_iter
+        self.before, self.rate = None, None  # (iteration, time) of the last line; tokens a second since
+
+    def line(self, iter_num):
+        """A line such as `5% done, 14,213 tokens/s, 0:12:34 left`; the first of a process knows no rate."""
+        now, text = time.time(), f"{iter_num / self.iters:.0%} done"
+        if self.before and iter_num > self.before[0]:
+            seconds = (now - self.before[1]) / (iter_num - self.before[0])  # an iteration
+            self.rate = self.tokens_per_iter / seconds
+            text += f", {self.rate:,.0f} tokens/s, {timedelta(seconds=round(seconds * (self.iters - iter_num)))} left"
+        self.before = iter_num, now
+        return text
+
+
 def peak_memory(device):
     """What this process has held at most, as a text: on the host, and on its device."""
     if resource is None:
@@ -381,11 +415,13 @@ class Processes:
         for name in ("world_size", "local_world_size"):
             setattr(self, name, int(os.environ.get(name.upper(), 1)))
         self.hosts = self.exchange = None
+        self.stop_signal = 0
 
     def join(self, backend):
         """Meets the others. What the hosts agree on travels by gloo, beside the gradients."""
         if self.several:
             dist.init_process_group(backend)
+            sys.excepthook = _report  # torch has put one before it, which holds back what a hook that exits has printed
             # a day: while one process saves a large model, or evaluates, the others wait here and nowhere else
             self.hosts = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
@@ -397,24 +433,44 @@ class Processes:
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts)
         return flag.item()
 
-    def largest_before(self, number):
-        """The largest of the numbers given at the call before this one (alone: `number`), and never a wait for it:
-        each call starts an exchange that the next one reads. So all processes see the same at the same call."""
-        if not self.several:
-            return number
-        before = self.settle()
-        flag = torch.tensor(number)
-        self.exchange = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts, async_op=True)
-        return before
+    def listen(self):
+        """Notes SIGTERM and SIGINT for asked_to_stop(). A second SIGINT stops this process at once."""
+        signal.signal(signal.SIGTERM, self._note)
+        signal.signal(signal.SIGINT, self._note)
 
-    def settle(self):
-        """Ends the exchange under way, if there is one, and returns its number."""
+    def _note(self, number, frame):
+        if number == signal.SIGINT and self.stop_signal:
+            raise KeyboardInterrupt
+        self.stop_signal = number
+
+    def asked_to_stop(self):
+        """The signal on which to stop, or 0; among several processes the same on all of them at the same call.
+
+        Each call starts an exchange that the next one reads, so that nobody waits for the network.
+        """
+        if not self.several:
+            return self.stop_signal
+        agreed = self._exchanged()
+        flag = torch.tensor(self.stop_signal)
+        self.exchange = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts, async_op=True)
+        return agreed
+
+    def _exchanged(self):
         if not self.exchange:
             return 0
         flag, work = self.exchange
         work.wait()
         self.exchange = None
         return flag.item()
+
+    def leave(self):
+        """Parts from the others, and ends the process if a signal has asked for it, with the shell's code for that."""
+        if self.several:
+            self._exchanged()
+            gc.collect()  # what still holds the process group, such as a DDP model nobody refers to
+            dist.destroy_process_group()
+        if self.stop_signal:
+            sys.exit(128 + self.stop_signal)
 
     def gather(self, thing):
         """A list of what every process calls this with, on rank 0; None on the others."""

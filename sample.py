@@ -1,10 +1,12 @@
 """Writes text with a trained model.
 
     python sample.py --out_dir=out-shakespeare-char --start="ROMEO:" --num_samples=3
+    python sample.py --out_dir=out-shakespeare-char --interactive=True
 
 Settings come from config files and --key=value arguments, later ones winning.
 """
 
+import codecs
 import os
 import sys
 
@@ -20,12 +22,13 @@ from data.tokens import codec_for, read_meta
 init_from = "resume"  # resume (a model from out_dir) or a gpt2 name
 out_dir = "out"  # where train.py put its checkpoints
 start = "\n"  # the prompt; FILE:prompt.txt reads it from a file
-num_samples = 10  # texts to write
+interactive = False  # read prompts from stdin, a line each, and go on from each of them once
+num_samples = 10  # texts to write; a single one appears as it is generated
 max_new_tokens = 500  # tokens in each
 temperature = 0.8  # 1.0: as the model predicts; below: bolder; 0: always the most likely token
 top_k = 200  # draw from this many most likely tokens only
 window_step = 1  # tokens the full context drops at a time; 1 is exact, more is many times faster
-seed = 1337  # sample k takes seed + k
+seed = 1337  # sample k, or the answer to prompt k, takes seed + k
 device = "auto"  # cuda, cuda:N, mps or cpu
 dtype = "auto"  # float32, bfloat16 or float16
 compile = False  # torch.compile the model
@@ -64,9 +67,6 @@ if start.startswith("FILE:"):
             start = f.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--start={start}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
-if not start:
-    raise UserError("the prompt is empty: give at least one character with --start=")
-prompt = torch.tensor([codec.encode(start)], device=device)  # (1, T)
 
 # ----------------------------------------------------------------------------------------------
 # the text
@@ -76,16 +76,50 @@ for parameter in model.parameters():  # matrices once, here, rather than by auto
     parameter.data = parameter.data.to(device, getattr(torch, dtype) if parameter.dim() >= 2 else torch.float32)
 if pick_compile(compile, device):
     model.forward = torch.compile(model.forward, dynamic=True)
-# One generator a sample, so that none hangs on how many there are. The first stands where nanoGPT's does
-# after it has built the model, which on a CPU draws from the same numbers.
-generators = [torch.Generator(device).manual_seed(seed + k) for k in range(num_samples)]
-if device == "cpu":
-    generators[0].set_state(torch.get_rng_state())
+first_state = torch.get_rng_state()
+
+
+def generator(k):
+    """Sample k's own, so that no text hangs on how many there are. The first stands where nanoGPT's does after
+    it has built the model, which on a CPU draws from the same numbers."""
+    own = torch.Generator(device).manual_seed(seed + k)
+    return own.set_state(first_state) if k == 0 and device == "cpu" else own
+
+
+def write(text, generators):
+    """Prints a sample that goes on from `text` for each of `generators`; a single one as it is generated."""
+    if not text:
+        raise UserError("the prompt is empty: give at least one character")
+    ids = codec.encode(text)
+    prompt = torch.tensor([ids], device=device).expand(len(generators), -1)  # (B, T)
+    options = {"window_step": window_step, "generators": generators, "known": known}
+    if len(generators) == 1:
+        # bytes become text once they are whole characters: a token may end within one
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        print(decoder.decode(b"".join(map(codec.piece, ids))), end="", flush=True)
+        for token in model.stream(prompt, max_new_tokens, temperature, top_k, **options):  # (1, 1)
+            print(decoder.decode(codec.piece(token.item())), end="", flush=True)
+        texts = [decoder.decode(b"", final=True)]
+    else:
+        texts = map(codec.decode, model.generate(prompt, max_new_tokens, temperature, top_k, **options).tolist())
+    for text in texts:
+        print(text)
+        print("-" * 15, flush=True)
+
+
 with torch.amp.autocast(torch.device(device).type, getattr(torch, dtype), enabled=dtype != "float32"):
-    texts = model.generate(
-        prompt.expand(num_samples, -1), max_new_tokens, temperature, top_k,
-        window_step=window_step, generators=generators, known=known,
-    )  # fmt: skip
-for ids in texts.tolist():
-    print(codec.decode(ids))
-    print("-" * 15)
+    if not interactive:
+        write(start, [generator(k) for k in range(num_samples)])
+        sys.exit(0)
+    sys.stdin.reconfigure(errors="replace")  # what is not UTF-8 is an unknown character
+    k = 0
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            break
+        try:
+            write(line, [generator(k)])
+        except UserError as error:  # an unknown character, say: the next prompt may be better
+            print(f"error: {error}", file=sys.stderr)
+        k += 1

@@ -6,10 +6,8 @@
 Settings come from config files and --key=value arguments, later ones winning.
 """
 
-import gc
 import math
 import os
-import signal
 import sys
 import time
 from datetime import timedelta
@@ -22,11 +20,12 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import checkpoint as ckpt
 from configurator import (
-    ROOT, Clock, Processes, UserError, adopt, at_least, configure, find_peak_flops, keep_memory, one_of, peak_memory,
-    pick_backend, pick_compile, pick_device, pick_dtype, pick_threads, setting_names, share_evenly, usable_cores,
+    ROOT, Clock, Processes, Progress, UserError, adopt, at_least, configure, find_peak_flops, keep_memory, one_of,
+    peak_memory, pick_backend, pick_compile, pick_device, pick_dtype, pick_threads, setting_names, share_evenly,
+    usable_cores,
 )  # fmt: skip
-from data.bins import check_bin, check_ids, fingerprint, open_bin
-from data.tokens import read_meta
+from data.bins import check_bin, check_ids, open_bin
+from data.tokens import find_meta
 from model import GPT, GPTConfig
 
 # ----------------------------------------------------------------------------------------------
@@ -159,8 +158,7 @@ torch.manual_seed(seed + rank)
 
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
 data_dir = os.path.join(ROOT, "data", dataset)
-meta_path = os.path.join(data_dir, "meta.pkl")
-meta = read_meta(meta_path) if os.path.exists(meta_path) else None
+meta = find_meta(data_dir)
 if meta:
     say(f"found vocab_size = {meta['vocab_size']} (inside {os.path.join('data', dataset, 'meta.pkl')})")
 iter_num, best_iter, best_val_loss = 0, 0, math.inf
@@ -192,9 +190,7 @@ say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
 # data
 
 bins = {split: os.path.join(data_dir, f"{split}.bin") for split in ("train", "val")}
-for path in bins.values():
-    check_bin(path, block_size, vocab_size, dataset)
-fingerprints = {split: fingerprint(path) for split, path in bins.items()}
+fingerprints = {split: check_bin(path, block_size, vocab_size, dataset) for split, path in bins.items()}
 if saved and dataset == saved["config"].get("dataset") and saved.get("data", fingerprints) != fingerprints:
     raise UserError(f"{data_dir} is not the data this run was trained on: prepare it as it was, or start from scratch")
 if saved and iter_num > max_iters and not eval_only:
@@ -244,7 +240,10 @@ say(
     f"{sharding if processes.several else 'one process'}; peak {peak / 1e12:.4g} TFLOPS ({peak_source})"
 )
 autocast = torch.amp.autocast(device_type, getattr(torch, dtype), enabled=dtype != "float32")
-eval_model = train_model = torch.compile(model) if compile else model
+# CUDA graphs launch an iteration's kernels at once: for a model too small to keep a GPU busy between launches.
+small = not processes.several and micro_steps == 1 and model.get_num_params() * batch_size * block_size < 5e11
+mode = "reduce-overhead" if device_type == "cuda" and small else None
+eval_model = train_model = torch.compile(model, mode=mode) if compile else model
 if processes.several and sharding == "ddp":
     train_model = DDP(eval_model, device_ids=[device] if device_type == "cuda" else None)
 lock = log = None
@@ -277,7 +276,7 @@ def estimate_loss():
     for split in ("train", "val"):
         losses = torch.zeros(math.ceil(eval_iters / world_size) * world_size, device=device)
         for k in range(rank, len(losses), world_size):
-            if processes.largest_before(stop_signal):
+            if processes.asked_to_stop():
                 return None
             x, y = get_batch(split)
             with autocast:
@@ -287,14 +286,6 @@ def estimate_loss():
         mean[split] = losses[:eval_iters].mean().item()
     model.train()
     return mean
-
-
-def request_stop(number, frame):
-    """Handles SIGTERM and SIGINT: the loop looks at stop_signal. A second SIGINT stops at once."""
-    global stop_signal
-    if number == signal.SIGINT and stop_signal:
-        raise KeyboardInterrupt
-    stop_signal = number
 
 
 def resume_point(evaluated):
@@ -325,9 +316,8 @@ def save(name, point):
 # ----------------------------------------------------------------------------------------------
 # the training loop
 
-stop_signal, clock, began = 0, Clock(device), time.time()
-signal.signal(signal.SIGINT, request_stop)
-signal.signal(signal.SIGTERM, request_stop)
+clock, began = Clock(device), time.time()
+processes.listen()  # from here on SIGTERM and SIGINT end the run between micro-steps
 x, y = get_batch("train")  # (B, T); each next batch is fetched while the device computes
 evaluated = False
 if "points" in saved:
@@ -351,9 +341,9 @@ if rank == 0 and not eval_only:
 skipped_in_row = torch.zeros((), dtype=torch.int64, device=device)  # steps not taken, as the weights were spared
 skipped_since = torch.zeros_like(skipped_in_row)  # ... since that was last said
 healthy, iters_here, saved_at = True, 0, iter_num
-last_mark, last_eval = clock.mark(), None
+last_mark, progress = clock.mark(), Progress(max_iters, tokens_per_iter)
 
-while iter_num <= max_iters:
+while iter_num <= max_iters or eval_only:
     lr = get_lr(iter_num) if decay_lr else learning_rate
     for group in optim.param_groups:
         group["lr"] = lr
@@ -375,24 +365,17 @@ while iter_num <= max_iters:
             say(f"saving checkpoint to {out_dir}")
             save("ckpt.pt", point)
             saved_at = iter_num
-        done, rate = iter_num / (max_iters + 1), None
-        if last_eval:  # evaluations and saves are part of what one stretch took, and so of the estimate
-            seconds = (time.time() - last_eval[1]) / (iter_num - last_eval[0])
-            rate, left = tokens_per_iter / seconds, timedelta(seconds=round(seconds * (max_iters + 1 - iter_num)))
-            say(f"{done:.0%} done, {rate:,.0f} tokens/s, {left} left")
-        else:
-            say(f"{done:.0%} done")
-        last_eval = iter_num, time.time()
+        say(progress.line(iter_num))
         if log:
             log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
-                      tokens_per_s=rate, tokens_seen=tokens_seen)  # fmt: skip
+                      tokens_per_s=progress.rate, tokens_seen=tokens_seen)  # fmt: skip
     evaluated = False
     if iter_num % (save_interval or eval_interval) == 0 and saved_at != iter_num:
         save("last.pt", point)
         saved_at = iter_num
 
     for micro_step in range(micro_steps):
-        if asked := processes.largest_before(stop_signal):
+        if asked := processes.asked_to_stop():
             break
         last = micro_step == micro_steps - 1
         if sharding == "fsdp":  # gradients are exchanged once an iteration, with the last micro-step's backward
@@ -452,7 +435,7 @@ while iter_num <= max_iters:
 # ----------------------------------------------------------------------------------------------
 # the end: of the run, or of this process's part in it
 
-finished = iter_num > max_iters
+finished = iter_num > max_iters and not eval_only
 if not eval_only:
     save("last.pt", resume_point(evaluated=False) if finished else point)
     if not finished:
@@ -462,11 +445,5 @@ if finished:
     say(f"best val loss {best_val_loss:.4f} at iteration {best_iter}, {tokens_seen:,} tokens seen, {wall} in all, "
         f"at most {peak_memory(device)}")  # fmt: skip
     say(f"to see the curves: python {os.path.relpath(os.path.join(ROOT, 'plot.py'))} {out_dir}")
-processes.settle()
-if processes.several:
-    # gloo aborts at exit where a wrapped model outlives its process group
-    train_model = eval_model = model = optim = None
-    gc.collect()
-    dist.destroy_process_group()
-if stop_signal:
-    sys.exit(128 + stop_signal)
+train_model = eval_model = model = optim = None  # gloo aborts at exit where these outlive the process group
+processes.leave()

@@ -17,7 +17,10 @@ def open_bin(path):
 
 
 def check_bin(path, block_size, vocab_size, dataset):
-    """UserError where `path` cannot be trained on: missing, cut, too short, or with an id >= vocab_size."""
+    """UserError where `path` cannot be trained on: missing, cut, too short, or with an id >= vocab_size.
+
+    Returns its fingerprint(), by which a resumed run knows its data again.
+    """
     if not os.path.isfile(path):
         where = os.path.dirname(path)
         prepare = os.path.join(where, "prepare.py")
@@ -33,6 +36,7 @@ def check_bin(path, block_size, vocab_size, dataset):
     stretch = len(tokens) if len(tokens) <= CHECKED_WHOLE else CHECKED_WHOLE // 64
     for start in np.linspace(0, len(tokens) - stretch, 1 if stretch == len(tokens) else 64, dtype=np.int64):
         check_ids(tokens[start : start + stretch], vocab_size, path, start)
+    return fingerprint(path)
 
 
 def check_ids(tokens, vocab_size, path, start):

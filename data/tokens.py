@@ -5,6 +5,7 @@ characters it has meta.pkl too, as nanoGPT's prepare scripts write it: a pickled
 {'vocab_size': int, 'stoi': {str: int}, 'itos': {int: str}}. Without one they are GPT-2's byte pairs.
 """
 
+import os
 import pickle
 import pickletools
 import re
@@ -41,6 +42,12 @@ def read_meta(path):
     except Exception as error:  # a broken pickle raises nearly anything
         raise UserError(f"{path} is not a meta.pkl: {error}") from None
     return check_meta(meta, path)
+
+
+def find_meta(folder):
+    """read_meta() of the dataset in `folder`; None where it has no meta.pkl, since its tokens are GPT-2's."""
+    path = os.path.join(folder, "meta.pkl")
+    return read_meta(path) if os.path.exists(path) else None
 
 
 def check_meta(meta, where):

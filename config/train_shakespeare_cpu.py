@@ -1,0 +1,30 @@
+# The quickest way we know to a good Shakespeare model on a laptop's CPU: nanoGPT's settings for a CPU
+# (4 layers x 128, 64 characters of context) with Muon, which gets as far in a quarter of the iterations.
+
+out_dir = "out-shakespeare-cpu"
+eval_interval = 150
+eval_iters = 100
+log_interval = 10
+
+always_save_checkpoint = False
+
+wandb_project = "shakespeare-char"
+wandb_run_name = "cpu"
+
+dataset = "shakespeare_char"
+gradient_accumulation_steps = 1
+batch_size = 12
+block_size = 64
+
+n_layer = 4
+n_head = 4
+n_embd = 128
+
+optimizer = "muon"
+learning_rate = 1.2e-2  # ten times what AdamW bears: Muon's step has the same length everywhere
+min_lr = 0.0
+warmup_iters = 40
+max_iters = 600
+lr_decay_iters = 600
+beta2 = 0.99
+grad_clip = 0.0  # Muon's steps do not grow with the gradient

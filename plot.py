@@ -1,0 +1,121 @@
+"""Draws the loss curves of one or more runs, from the log.csv in their folders.
+
+    python plot.py out-shakespeare-char
+    python plot.py out-a out-b out-c --to=compare.png
+
+It may be called while a run goes on.
+"""
+
+import csv
+import os
+import textwrap
+
+import numpy as np
+
+import checkpoint as ckpt
+from configurator import UserError, configure
+
+to = ""  # the picture, its kind by its name (.png, .svg, .pdf); empty: loss.png in the first OUT_DIR
+
+out_dirs = []
+configure(globals(), positional=out_dirs.append)
+if not out_dirs:
+    raise UserError("give the folder of a run, or of several: python plot.py OUT_DIR ...")
+try:
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+except ImportError:
+    raise UserError("this needs a library that is not here: pip install matplotlib") from None
+
+POINTS = 400  # more of them in one curve are means over stretches
+# Okabe and Ito's colours, which the colour-blind can tell apart, in an order whose greys differ; and a marker each
+COLOURS = ("#000000", "#d55e00", "#56b4e9", "#0072b2", "#e69f00", "#009e73", "#cc79a7")
+MARKERS = "osD^vPX"
+# what two runs may differ in without their curves' differing
+NO_MATTER = {"out_dir", "init_from", "eval_only", "save_interval", "always_save_checkpoint", "log_interval"}
+NO_MATTER |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name", "backend", "peak_flops"}
+
+
+def read_log(out_dir):
+    """{kind: {column: array}} of out_dir/log.csv, the kinds being train and eval; UserError where there is none."""
+    path = os.path.join(out_dir, "log.csv")
+    if not os.path.isdir(out_dir):
+        raise UserError(f"there is no folder {out_dir}")
+    if not os.path.exists(path):
+        raise UserError(f"there is no log.csv in {out_dir}, such as train.py writes there")
+    columns, log = ("iter", "train_loss", "val_loss", "lr"), {}
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            whole = f.read().rpartition("\n")[0]  # a run may just be writing the last row
+        rows = list(csv.DictReader(whole.splitlines()))
+        for kind in ("train", "eval"):
+            those = [row for row in rows if row["kind"] == kind]
+            log[kind] = {name: np.array([float(row[name] or "nan") for row in those]) for name in columns}
+    except (ValueError, KeyError, csv.Error):
+        raise UserError(f"{path} is not a log of train.py") from None
+    if not any(len(table["iter"]) for table in log.values()):
+        raise UserError(f"{path} has no rows yet")
+    return log
+
+
+def labels(out_dirs):
+    """A text for each run: the settings in which it differs from the others, or its folder where none are known."""
+    configs = [ckpt.peek(out_dir).get("config", {}) for out_dir in out_dirs]
+    known = [config for config in configs if config]
+    names = [name for name in dict.fromkeys(k for config in known for k in config) if name not in NO_MATTER]
+    names = [name for name in names if any(config.get(name) != known[0].get(name) for config in known)]
+    texts = [", ".join(f"{name}={config[name]}" for name in names if name in config) for config in configs]
+    folders = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]
+    for i, text in enumerate(texts):
+        if not text:
+            texts[i] = folders[i]
+        elif texts.count(text) > 1:
+            texts[i] = f"{text} ({folders[i]})"
+    return texts
+
+
+def thin(x, y):
+    """The curve itself, or where it has more than POINTS points their means over as many stretches."""
+    stretches = np.array_split(np.arange(len(x)), min(len(x), POINTS) or 1)
+    return [[values[stretch].mean() for stretch in stretches if len(stretch)] for values in (x, y)]
+
+
+logs = [read_log(out_dir) for out_dir in out_dirs]
+figure = Figure(figsize=(9, 6), layout="constrained")
+axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats a token)")
+lr_axes = axes.twinx()
+lr_axes.set_ylabel("learning rate", color="0.5")
+lr_axes.tick_params(axis="y", colors="0.5")
+axes.set_zorder(lr_axes.get_zorder() + 1)  # the losses over the learning rate
+axes.patch.set_visible(False)
+axes.grid(color="0.92")
+
+entries = []
+for i, (log, label) in enumerate(zip(logs, labels(out_dirs), strict=True)):
+    train, evals = log["train"], log["eval"]
+    colour = COLOURS[i % len(COLOURS)]
+    every = max(1, len(evals["iter"]) // 16)
+    style = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 5, "markevery": every}
+    lr_axes.plot(*thin(train["iter"], train["lr"]), ":", color="0.75")
+    axes.plot(*thin(train["iter"], train["train_loss"]), color=colour, linewidth=0.8, alpha=0.3)
+    axes.plot(evals["iter"], evals["train_loss"], "--", linewidth=1.2, markerfacecolor="white", **style)
+    axes.plot(evals["iter"], evals["val_loss"], "-", linewidth=1.8, **style)
+    if np.isfinite(evals["val_loss"]).any():
+        best = np.nanargmin(evals["val_loss"])
+        at, loss = evals["iter"][best], evals["val_loss"][best]
+        axes.plot(at, loss, "*", color=colour, markersize=17, markeredgecolor="white", zorder=5)
+        label += f": best val loss {loss:.4f} at iteration {at:.0f}"
+    entries.append(Line2D([], [], label=textwrap.fill(label, 110), **style))
+kinds = [("-", 1.8, "0.3", "val loss, star: the best"), ("--", 1.2, "0.3", "train loss, as evaluated"),
+         ("-", 0.8, "0.7", "loss of the training batches"), (":", 1.5, "0.75", "learning rate")]  # fmt: skip
+kinds = [Line2D([], [], linestyle=line, linewidth=width, color=c, label=text) for line, width, c, text in kinds]
+lr_axes.set_ylim(bottom=0)
+figure.legend(handles=kinds, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+figure.legend(handles=entries, loc="outside lower left", frameon=False, fontsize=9)
+
+to = to or os.path.join(out_dirs[0], "loss.png")
+try:
+    figure.savefig(to, dpi=150)
+except ValueError as error:  # a kind of picture that there is not
+    raise UserError(f"--to={to}: {error}") from None
+print(f"wrote {to}")

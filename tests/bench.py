@@ -1,0 +1,206 @@
+"""Times this trainer, alone or in turn with another checkout that has nanoGPT's command line and printed lines.
+
+    python tests/bench.py                                  every row
+    python tests/bench.py --peer=DIR train_cpu sample_baby   these rows, beside the checkout in DIR
+
+A row runs whole commands in turn, ours, peer's, ours, ..., and quotes medians. train rows take the
+median of the printed iteration times (the first five left out), sample rows the seconds between
+two lengths of text, so that neither counts the start of Python. Peak memory is the process's own.
+--runs=N sets how often (at least 5 for figures to quote).
+"""
+
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SMALL = "--n_layer=4 --n_head=4 --n_embd=128 --block_size=64 --batch_size=12 --dropout=0.0".split()
+GPT2 = "--batch_size=2 --block_size=1024 --gradient_accumulation_steps=1 --dataset={gpt2_data}".split()
+PLAIN = ["--device=cpu", "--compile=False"]  # the peer's settings on a CPU, as its README gives them
+BABY = ["config/train_shakespeare_char.py"]
+NO_EVAL = ["--eval_iters=1", "--eval_interval=1000000", "--always_save_checkpoint=False", "--log_interval=1"]
+
+# name: (what it is, the arguments of train.py, iterations to time)
+TRAIN = {
+    "train_baby": ("baby GPT, dropout 0.2", BABY, 12),
+    "train_cpu": ("4 layers x 128, block 64, batch 12", BABY + SMALL, 300),
+    "train_gpt2": ("GPT-2 124M, batch 2 x 1024", GPT2, 11),
+}
+# name: (what it is, the model, samples, tokens in each)
+SAMPLE = {
+    "sample_baby": ("baby GPT, 10 samples of 500, exact", "baby", 10, 500),
+    "sample_gpt2": ("GPT-2 124M, 1 sample of 200", "gpt2", 1, 200),
+}
+OTHER = ("val_cpu", "time_to_loss", "load_gpt2")
+
+
+def child(command, cwd):
+    """(stdout, seconds, peak MiB) of one run of `command`."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out, err = process.communicate()
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}\n{err[-2000:]}")
+    return out, seconds
+
+
+def measured(command, cwd):
+    """child() in a process of its own, whose children's peak is this command's."""
+    code = "import json,resource,sys; sys.path.insert(0, {!r}); import bench; o, s = bench.child({!r}, {!r}); " \
+           "print(json.dumps([o, s, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]))"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(os.path.join(ROOT, "tests"), command, cwd)], capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout)
+
+
+def train_times(side, row, temporary):
+    """(median ms an iteration, peak MiB, printed MFU or None) of one training run."""
+    _, arguments, iters = TRAIN[row]
+    arguments = [a.format(gpt2_data=os.path.join(temporary, "gpt2_data")) for a in arguments]
+    extra = PLAIN if side != ROOT else []
+    out_dir = os.path.join(temporary, "out-bench")
+    command = [sys.executable, "train.py", *arguments, *NO_EVAL, f"--max_iters={iters}", f"--out_dir={out_dir}", *extra]
+    out, _, peak = measured(command, side)
+    times = [float(ms) for ms in re.findall(r"^iter \d+: loss \S+, time ([\d.]+)ms", out, re.M)][5:]
+    mfu = re.findall(r"mfu ([\d.]+)%$", out, re.M)
+    return statistics.median(times), peak, float(mfu[-1])
+
+
+def sample_times(side, row, temporary):
+    """(seconds for the text, peak MiB) of one sampling run, less the same command's time for a single token."""
+    _, model, samples, tokens = SAMPLE[row]
+    extra = ["--device=cpu"] if side != ROOT else []
+    command = [sys.executable, "sample.py", f"--out_dir={temporary}/{model}", f"--num_samples={samples}", *extra]
+    _, start, _ = measured([*command, "--max_new_tokens=1"], side)
+    _, seconds, peak = measured([*command, f"--max_new_tokens={tokens}"], side)
+    return seconds - start, peak
+
+
+def write_models(temporary):
+    """Checkpoints with random weights for the sample rows, and a random dataset with GPT-2's ids."""
+    sys.path.insert(0, ROOT)
+    import numpy as np
+    import torch
+
+    import checkpoint as ckpt
+    from model import GPT, GPTConfig
+
+    data = os.path.join(temporary, "gpt2_data")
+    os.makedirs(data)
+    for split in ("train", "val"):
+        np.random.default_rng(0).integers(0, 50257, 200_000, dtype=np.uint16).tofile(f"{data}/{split}.bin")
+    shapes = {"baby": (GPTConfig(256, 65, 6, 6, 384, 0.0, False), "shakespeare_char"), "gpt2": (GPTConfig(), data)}
+    for name, (config, dataset) in shapes.items():
+        torch.manual_seed(0)
+        state = {"model": GPT(config).state_dict(), "optimizer": {}, "model_args": ckpt.model_args(config)}
+        state |= {"iter_num": 0, "best_val_loss": 9.0, "config": {"dataset": dataset}}
+        os.makedirs(os.path.join(temporary, name))
+        ckpt.save(state, os.path.join(temporary, name, "ckpt.pt"))
+
+
+def in_turn(measure, row, peer, runs, temporary):
+    """The medians of `runs` runs of ours and of the peer's (None without one), taken in turn."""
+    sides = {"ours": ROOT} | ({"peer": peer} if peer else {})
+    results = {name: [] for name in sides}
+    for _ in range(runs):
+        for name, side in sides.items():
+            results[name].append(measure(side, row, temporary))
+    return {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in results.items()}
+
+
+def time_to_loss(side, settings, target, temporary):
+    """(seconds, val loss) of a run until an evaluation of 100 batches is at `target` or below."""
+    command = [sys.executable, "train.py", *settings, "--eval_iters=100", "--log_interval=100"]
+    command += [f"--out_dir={temporary}/out-bench"]
+    process = subprocess.Popen(command, cwd=side, stdout=subprocess.PIPE, text=True)
+    start, loss = time.perf_counter(), None
+    for line in process.stdout:
+        match = re.match(r"step \d+: train loss \S+, val loss ([\d.]+)", line)
+        if match:
+            loss = float(match[1])
+            if loss <= target:
+                break
+    seconds = time.perf_counter() - start
+    process.kill()
+    process.wait()
+    return seconds, loss
+
+
+def val_loss(seed, temporary):
+    """Our val loss at nanoGPT's README settings for a CPU after 2000 iterations, 400 batches, all on 'auto'."""
+    arguments = [*BABY, *SMALL, "--max_iters=2000", "--lr_decay_iters=2000", "--eval_iters=400", "--eval_interval=2000"]
+    command = [sys.executable, "train.py", *arguments, f"--seed={seed}", f"--out_dir={temporary}/out-bench"]
+    out, _ = child([*command, "--log_interval=1000"], ROOT)
+    return float(re.findall(r"^step 2000: train loss \S+, val loss ([\d.]+)", out, re.M)[0])
+
+
+def main():
+    options = dict(a[2:].split("=", 1) for a in sys.argv[1:] if a.startswith("--"))
+    rows = [a for a in sys.argv[1:] if not a.startswith("--")] or [*TRAIN, *SAMPLE, *OTHER]
+    unknown = set(rows) - {*TRAIN, *SAMPLE, *OTHER} | set(options) - {"peer", "runs"}
+    if unknown:
+        sys.exit(f"error: no such row or option: {', '.join(unknown)}; rows: {', '.join([*TRAIN, *SAMPLE, *OTHER])}")
+    peer = os.path.abspath(options["peer"]) if "peer" in options else None
+    runs = int(options.get("runs", 5))
+    with tempfile.TemporaryDirectory() as temporary:
+        write_models(temporary)
+        print("| work | ours | peer | ratio | tokens/s | MFU | peak memory, ours / peer |")
+        print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+        for row in rows:
+            if row in TRAIN:
+                tokens = {"train_baby": 64 * 256, "train_cpu": 12 * 64, "train_gpt2": 2 * 1024}[row]
+                result = in_turn(train_times, row, peer, runs, temporary)
+                ms, peak, mfu = result["ours"]
+                cells = [f"{ms:,.1f} ms", f"{tokens / ms * 1000:,.0f}", f"{mfu:.0f} %"]
+                theirs = f"{result['peer'][0]:,.1f} ms" if peer else "-"
+            elif row in SAMPLE:
+                result = in_turn(sample_times, row, peer, runs, temporary)
+                seconds, peak = result["ours"]
+                _, _, samples, tokens = SAMPLE[row]
+                cells = [f"{seconds:,.2f} s", f"{samples * tokens / seconds:,.0f}", "-"]
+                theirs = f"{result['peer'][0]:,.2f} s" if peer else "-"
+            else:
+                print(other_row(row, peer, runs, temporary), flush=True)
+                continue
+            ratio = f"{result['peer'][0] / result['ours'][0]:.2f} x" if peer else "-"
+            memory = f"{peak:,.0f} / {result['peer'][1]:,.0f} MiB" if peer else f"{peak:,.0f} MiB"
+            what = {**TRAIN, **SAMPLE}[row][0]
+            print("|", " | ".join([what, cells[0], theirs, ratio, *cells[1:], memory]), "|", flush=True)
+
+
+def other_row(row, peer, runs, temporary):
+    if row == "val_cpu":
+        losses = [val_loss(seed, temporary) for seed in (1337, 1, 2)]
+        shown = ", ".join(f"{loss:.3f}" for loss in losses)
+        return f"| val loss after 2000 iterations, seeds 1337, 1, 2 | mean {statistics.mean(losses):.3f} ({shown}) | | | | | |"
+    if row == "load_gpt2":
+        return load_row(temporary)
+    ours = ["config/train_shakespeare_cpu.py"]
+    theirs = [*BABY, *SMALL, *PLAIN, "--max_iters=2000", "--lr_decay_iters=2000"]
+    times = {"ours": [], "peer": []}
+    for _ in range(runs):
+        times["ours"].append(time_to_loss(ROOT, ours, 1.908, temporary))
+        if peer:  # its last evaluation is at 2000: that run's time is what ours is held against
+            times["peer"].append(time_to_loss(peer, theirs, 1.908, temporary))
+    mine, other = (statistics.median(t for t, _ in times[k]) if times[k] else None for k in ("ours", "peer"))
+    reached = ", ".join(f"{loss:.3f}" for _, loss in times["ours"])
+    cells = [f"{mine:.1f} s (val {reached})", f"{other:.1f} s" if peer else "-", f"{other / mine:.1f} x" if peer else "-"]
+    return f"| wall time to val loss 1.908 | {' | '.join(cells)} | | | |"
+
+
+def load_row(temporary):
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    main()

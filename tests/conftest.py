@@ -1,0 +1,221 @@
+"""What the tests share: a copy of the project to run scripts in, the golden settings' data, and a runner."""
+
+import hashlib
+import os
+import pickle
+import re
+import shutil
+import string
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+sys.path[:0] = [str(ROOT), str(TESTS)]
+
+import launcher
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)  # models this small gain nothing from more, and beside other work they lose a lot
+
+GOLDEN = TESTS / "golden"
+SHARED = ROOT.parent / "shared"
+
+# The settings of golden/synthetic.csv, as shared/DESIGN.md gives them.
+SYNTHETIC = dict(
+    dataset="synthetic", device="cpu", dtype="float32", compile=False, n_layer=2, n_head=2, n_embd=64, block_size=32,
+    batch_size=8, gradient_accumulation_steps=2, max_iters=150, lr_decay_iters=120, warmup_iters=10,
+    learning_rate=1e-3, min_lr=1e-4, dropout=0.0, bias=False, eval_interval=50, eval_iters=5, log_interval=1,
+)  # fmt: skip
+# Smaller still, where the numbers do not matter.
+TINY = SYNTHETIC | dict(
+    n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=4, gradient_accumulation_steps=1, max_iters=8,
+    lr_decay_iters=8, warmup_iters=2, learning_rate=1e-2, min_lr=1e-3, eval_interval=4, eval_iters=2, peak_flops=1e9,
+)  # fmt: skip
+CHARACTERS = "\n " + string.ascii_letters + string.digits[:7]  # 61, an id each
+META = {
+    "vocab_size": 61,
+    "stoi": {c: i for i, c in enumerate(CHARACTERS)},
+    "itos": dict(enumerate(CHARACTERS)),
+}
+
+
+def flags(settings=None, **more):
+    """Settings as --key=value arguments."""
+    return [f"--{name}={value}" for name, value in {**(settings or {}), **more}.items()]
+
+
+def parse(text):
+    """The printed losses: ('step', n, train, val) and ('iter', n, loss), the figures as they were printed."""
+    found = re.findall(r"^step (\d+): train loss (\S+), val loss (\S+)$|^iter (\d+): loss (\S+),", text, re.M)
+    return [("step", int(s), t, v) if s else ("iter", int(n), loss) for s, t, v, n, loss in found]
+
+
+def tree(*folders):
+    """{path: content's hash} of every file and folder under `folders`, compiled Python left out."""
+    found = {}
+    for folder in map(Path, folders):
+        for path in sorted(folder.rglob("*")):
+            if "__pycache__" not in path.parts:
+                found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    return found
+
+
+def error_line(result):
+    """What stands after `error: ` in the one line that a script wrote to stderr; it exited with 2."""
+    assert result.returncode == 2, (result.returncode, result.stdout, result.stderr)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0].removeprefix("error: ")
+
+
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def losses(self):
+        return parse(self.stdout)
+
+    @property
+    def lines(self):
+        return self.stdout.splitlines()
+
+
+class Running:
+    """A script under way."""
+
+    def __init__(self, script, arguments, cwd, environment, folder, interpreter):
+        self.out, self.err = str(folder / "stdout"), str(folder / "stderr")
+        if interpreter or sys.platform != "linux":
+            with open(self.out, "wb") as out, open(self.err, "wb") as err:
+                command = [sys.executable, script, *arguments]
+                self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=out, stderr=err)
+        else:
+            Path(self.out).touch()
+            Path(self.err).touch()
+            self.process = launcher.fork(script, arguments, cwd, environment, self.out, self.err)
+
+    @property
+    def code(self):
+        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
+
+    def read(self):
+        return [Path(name).read_text(encoding="utf-8") for name in (self.out, self.err)]
+
+    def wait(self, until, seconds=300):
+        """Waits for until() to hold, or for the script's end."""
+        deadline = time.monotonic() + seconds
+        while not until() and self.code is None:
+            if time.monotonic() > deadline:
+                self.process.kill()
+                pytest.fail(f"after {seconds} s it was still at:\n" + "\n".join(self.read()))
+            time.sleep(0.005)
+
+    def wait_for(self, text):
+        self.wait(lambda: text in self.read()[0])
+        assert text in self.read()[0], self.read()
+
+    def signal(self, number):
+        os.kill(self.process.pid, number)
+
+    def end(self):
+        self.wait(lambda: False)
+        return Result(self.code, *self.read())
+
+
+def copy_project(to):
+    """The code alone, no data, so that no test writes to the checkout."""
+    for pattern in ("*.py", "config/*.py", "data/*.py", "data/*/prepare.py"):
+        for path in ROOT.glob(pattern):
+            target = to / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    return to
+
+
+def write_synthetic(folder, meta=META):
+    """The golden figures' dataset: tok(i) = (i*i*7 + i//3) % 61, train i < 20000, val 20000 <= i < 24000."""
+    folder.mkdir(parents=True, exist_ok=True)
+    i = np.arange(24000, dtype=np.int64)
+    tokens = ((i * i * 7 + i // 3) % 61).astype("<u2")
+    tokens[:20000].tofile(folder / "train.bin")
+    tokens[20000:].tofile(folder / "val.bin")
+    if meta:
+        (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder with tiny Shakespeare and GPT-2's vocabulary, where it is."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared beside the checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """A copy of the code with data/synthetic; tests may add files, but leave those that are there alone."""
+    folder = copy_project(tmp_path_factory.mktemp("project") / "main")
+    write_synthetic(folder / "data" / "synthetic")
+    return folder
+
+
+@pytest.fixture
+def own_project(tmp_path):
+    """As `project`, but the test's own, to spoil."""
+    folder = copy_project(tmp_path / "own")
+    write_synthetic(folder / "data" / "synthetic")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start(project, tmp_path_factory):
+    """start(script, *arguments) -> Running, with one thread unless `env` says otherwise (None takes a variable out).
+
+    `interpreter`: by a new Python rather than by a fork of a warm one."""
+    running = []
+
+    def start(script, *arguments, cwd=None, interpreter=False, env=None, project=project):
+        keep = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        environment = keep | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"} | (env or {})
+        environment = {name: value for name, value in environment.items() if value is not None}
+        if "TIKTOKEN_CACHE_DIR" not in environment and (SHARED / "tiktoken").is_dir():
+            environment["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken")
+        path = script if os.path.isabs(script) else str(project / script)
+        cwd = str(cwd or project)
+        folder = tmp_path_factory.mktemp("run")
+        running.append(Running(path, [str(a) for a in arguments], cwd, environment, folder, interpreter))
+        return running[-1]
+
+    yield start
+    for each in running:
+        if each.code is None:
+            each.process.kill()
+
+
+@pytest.fixture(scope="session")
+def run(start):
+    """run(script, *arguments, expect=0) -> Result, whose return code is `expect`."""
+
+    def run(script, *arguments, expect=0, **options):
+        result = start(script, *arguments, **options).end()
+        assert result.returncode == expect, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def synthetic_run(run, tmp_path_factory):
+    """The run of golden/synthetic.csv: (its out_dir, its Result)."""
+    out_dir = tmp_path_factory.mktemp("synthetic") / "out"
+    return out_dir, run("train.py", *flags(SYNTHETIC, out_dir=out_dir))

@@ -1,0 +1,44 @@
+"""torch.compile: no graph is added after the first evaluation, and the numbers stay the same."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from model import GPT, GPTConfig
+
+
+def iteration(model, compiled, x, y):
+    """One training iteration and one evaluation batch, as train.py has them; their losses."""
+    model.train()
+    loss = compiled(x, y)[1]
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    with torch.no_grad():
+        return loss.item(), compiled(x, y)[1].item()
+
+
+@pytest.mark.parametrize("vocab_size, dropout", [(50, 0.2), (9000, 0.0)])  # the plain loss, and the one in chunks
+def test_no_graph_is_added_after_the_first_evaluation(vocab_size, dropout):
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(16, vocab_size, 2, 2, 32, dropout, False))
+    compiled = torch.compile(model, backend=counter)
+    x, y = torch.randint(vocab_size, (2, 4, 16))
+    iteration(model, compiled, x, y)
+    graphs = counter.frame_count
+    assert graphs > 0
+    for _ in range(3):
+        iteration(model, compiled, x, y)
+    assert counter.frame_count == graphs
+
+
+@pytest.mark.slow
+def test_compiled_losses_are_the_eager_ones():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(16, 50, 2, 2, 32, 0.0, False))
+    x, y = torch.randint(50, (2, 4, 16))
+    eager = iteration(model, model, x, y)
+    assert iteration(model, torch.compile(model), x, y) == pytest.approx(eager, abs=1e-5)

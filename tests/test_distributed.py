@@ -1,0 +1,631 @@
+"""Several processes: torchrun launches on loopback, and ranks started one by one where torchrun itself is not the point.
+
+A rank started by itself has the environment that torchrun gives it; it is forked from a warm process,
+which saves most of a launch's time.
+"""
+
+import csv
+import math
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+from conftest import SYNTHETIC, TINY, error_line, flags, parse
+from reference import F
+
+from configurator import pick_threads
+
+# Two micro-steps each on two processes; five evaluation batches, which two and four processes cannot share evenly.
+RUN = SYNTHETIC | dict(gradient_accumulation_steps=4, max_iters=60, eval_interval=20, peak_flops=1e9)
+BETAS = dict(weight_decay=0.1, beta1=0.9, beta2=0.95, grad_clip=1.0, decay_lr=True, seed=1337)
+
+# Runs train.py beside it with a few of torch's calls watched, or one rank spoilt.
+WATCHED = """
+import datetime, os, runpy, sys, time
+from pathlib import Path
+import torch, torch.distributed as dist
+import checkpoint, data.bins, torch.nn.parallel as parallel
+from configurator import UserError
+folder, rank, what = Path(os.environ["WATCH"]), int(os.environ["RANK"]), os.environ["WHAT"]
+calls, counts, step = [], [], torch.optim.AdamW.step
+
+if what == "gradients":  # the first step's gradients, and how many times each iteration exchanged any
+    DDP, scatter = parallel.DistributedDataParallel, dist.reduce_scatter_single
+    def watched_ddp(*args, **options):
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+        model = DDP(*args, **options)
+        model.register_comm_hook(None, lambda state, bucket: calls.append(1) or allreduce_hook(state, bucket))
+        return model
+    def watched_scatter(*args, **options):
+        calls.append(1)
+        return scatter(*args, **options)
+    def watched_step(self, *args, **options):
+        if not counts:
+            gradients = [p.grad for group in self.param_groups for p in group["params"]]
+            gradients = [g.full_tensor() if hasattr(g, "full_tensor") else g.clone() for g in gradients]
+            torch.save(gradients, folder / f"gradients{rank}.pt")
+        counts.append(len(calls))
+        calls.clear()
+        (folder / f"counts{rank}").write_text(" ".join(map(str, counts)))
+        return step(self, *args, **options)
+    parallel.DistributedDataParallel, dist.reduce_scatter_single = watched_ddp, watched_scatter
+    torch.optim.AdamW.step = watched_step
+
+if what == "slow":  # collectives that give up after 3 s, saves that take 5 and an evaluation slow on one rank
+    init, save, get = dist.init_process_group, checkpoint.save, data.bins.open_bin
+    dist.init_process_group = lambda backend: init(backend, timeout=datetime.timedelta(seconds=3))
+    checkpoint.save = lambda *args: time.sleep(5) or save(*args)
+    def slow_open(path):
+        if rank == 1 and path.endswith("val.bin"):
+            calls.append(1)
+            if 2 < len(calls) <= 6:
+                time.sleep(1)
+        return get(path)
+    data.bins.open_bin = slow_open
+
+if what == "spoilt" and rank == 1:
+    check = data.bins.check_ids
+    def bad(*args):
+        calls.append(1)
+        if len(calls) == 20:
+            raise UserError("this batch is bad")
+        return check(*args)
+    data.bins.check_ids = bad
+
+runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "train.py"), run_name="__main__")
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def processes_with(mark):
+    """{pid: environment} of the processes in whose environment `mark` is."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if mark in environment:
+            found[int(folder.name)] = dict(line.split("=", 1) for line in environment if "=" in line)
+    return found
+
+
+@pytest.fixture(scope="session")
+def ranks(start):
+    """ranks(n, *arguments) -> [Running], a process a rank, started as torchrun would, but by itself."""
+
+    def ranks(n, *arguments, script="train.py", cwds=None, env=None, **options):
+        shared = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
+                  "OMP_NUM_THREADS": 1} | (env or {})  # fmt: skip
+        return [
+            start(script, *arguments, cwd=cwds and cwds[r], **options,
+                  env={k: str(v) for k, v in (shared | {"RANK": r, "LOCAL_RANK": r}).items()})
+            for r in range(n)
+        ]  # fmt: skip
+
+    return ranks
+
+
+@pytest.fixture(scope="session")
+def run_ranks(ranks):
+    """run_ranks(n, *arguments) -> rank 0's Result; every rank ends with `expect`, and only rank 0 has printed."""
+
+    def run_ranks(n, *arguments, expect=0, **options):
+        results = [each.end() for each in ranks(n, *arguments, **options)]
+        assert [r.returncode for r in results] == [expect] * n, results
+        assert all(r.stdout == r.stderr == "" for r in results[1:]), results
+        return results[0]
+
+    return run_ranks
+
+
+class Launch:
+    """A torchrun under way."""
+
+    def __init__(self, running, mark):
+        self.running, self.mark = running, mark
+
+    def __getattr__(self, name):
+        return getattr(self.running, name)
+
+    def workers(self):
+        """{rank: pid}"""
+        found = {int(e["RANK"]): pid for pid, e in processes_with(self.mark).items() if "TORCHELASTIC_RUN_ID" in e}
+        return {rank: pid for rank, pid in found.items() if pid != self.process.pid}
+
+
+@pytest.fixture
+def torchrun(start, project, tmp_path):
+    """torchrun(*arguments, n=2) -> Launch of train.py with those. `options` are torchrun's own."""
+    script = tmp_path / "bin" / "torchrun.py"  # what the command of that name is
+    script.parent.mkdir()
+    script.write_text("from torch.distributed.run import main\nmain()\n")
+    marks = []
+
+    def torchrun(*arguments, n=2, options=("--standalone",), env=None, program=project / "train.py"):
+        mark = f"{tmp_path}/{len(marks)}"
+        marks.append("LAUNCH=" + mark)
+        arguments = [*options, f"--nproc_per_node={n}", program, *arguments]
+        return Launch(start(str(script), *arguments, env={"LAUNCH": mark} | (env or {})), marks[-1])
+
+    yield torchrun
+    for mark in marks:  # a worker outlives a killed torchrun
+        for pid in processes_with(mark):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def our_errors(text):
+    """The `error:` lines in a launch's stderr, which has torchrun's own report as well."""
+    return [line for line in text.splitlines() if line.startswith("error:")]
+
+
+def rows(out_dir):
+    with open(out_dir / "log.csv", newline="") as f:
+        return [({"eval": "step", "train": "iter"}[row["kind"]], int(row["iter"])) for row in csv.DictReader(f)]
+
+
+def places(losses):
+    return [line[:2] for line in losses]
+
+
+def joined(*parts):
+    """The losses of a run in several parts, of which a later one may repeat the end of the earlier: those must agree."""
+    found = {}
+    for losses in parts:
+        for line in losses:
+            assert found.setdefault(line[:2], line) == line
+    return sorted(found.values(), key=lambda line: (line[1], line[0] == "iter"))
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+# ----------------------------------------------------------------------------------------------
+# the numbers
+
+
+@pytest.fixture(scope="module")
+def whole(ranks, tmp_path_factory):
+    """whole(sharding) -> (folder of each rank, results) of RUN on two processes, each with a working directory."""
+    done = {}
+
+    def whole(sharding):
+        if sharding not in done:
+            cwds = [tmp_path_factory.mktemp(f"{sharding}{r}") for r in range(2)]
+            running = ranks(2, *flags(RUN, sharding=sharding, out_dir="out"), cwds=cwds)
+            done[sharding] = cwds, [each.end() for each in running]
+        return done[sharding]
+
+    return whole
+
+
+def synthetic_tokens():
+    i = torch.arange(24000)
+    tokens = (i * i * 7 + i // 3) % 61
+    return {"train": tokens[:20000], "val": tokens[20000:]}
+
+
+class OneProcess:
+    """What `world` processes compute together, by one process and the plain model of reference.py."""
+
+    def __init__(self, s, world):
+        torch.set_num_threads(1)
+        self.s, self.world, self.tokens = s | BETAS, world, synthetic_tokens()
+        self.streams = []
+        for rank in range(world):
+            torch.manual_seed(self.s["seed"] + rank)
+            weights = reference.fresh_weights(vocab_size=61, **s)
+            self.weights = weights if rank == 0 else self.weights
+            self.streams.append(torch.Generator())
+            self.streams[-1].set_state(torch.get_rng_state())
+        self.optimizer = reference.optimizer_of(self.weights, self.s)
+        self.next = [self.batch(rank, "train") for rank in range(world)]
+
+    def batch(self, rank, split):
+        tokens, T = self.tokens[split], self.s["block_size"]
+        starts = torch.randint(len(tokens) - T, (self.s["batch_size"],), generator=self.streams[rank]).tolist()
+        window = torch.stack([tokens[i : i + T + 1] for i in starts])
+        return window[:, :-1], window[:, 1:]
+
+    def loss(self, x, y):
+        return F.cross_entropy(reference.logits_of(self.weights, x, self.s["n_head"]).flatten(0, 1), y.flatten())
+
+    def backward(self):
+        """Gradients of an iteration; rank 0's last loss."""
+        micro_steps = self.s["gradient_accumulation_steps"] // self.world
+        for _ in range(micro_steps):
+            batches = self.next
+            self.next = [self.batch(rank, "train") for rank in range(self.world)]
+            losses = [self.loss(*batch) for batch in batches]
+            (sum(losses) / (micro_steps * self.world)).backward()
+        return losses[0].item()
+
+    @torch.no_grad()
+    def evaluate(self):
+        means, n = [], self.s["eval_iters"]
+        for split in ("train", "val"):
+            turns = math.ceil(n / self.world)
+            each = [[self.loss(*self.batch(rank, split)).item() for _ in range(turns)] for rank in range(self.world)]
+            means.append(sum([loss for turn in zip(*each, strict=True) for loss in turn][:n]) / n)
+        return means
+
+    def losses(self):
+        found = []
+        for n in range(self.s["max_iters"] + 1):
+            for group in self.optimizer.param_groups:
+                group["lr"] = reference.learning_rate(n, self.s)
+            if n % self.s["eval_interval"] == 0:
+                found.append(("step", n, *self.evaluate()))
+            found.append(("iter", n, self.backward()))
+            torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.s["grad_clip"])
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return found
+
+
+def assert_close(printed, expected):
+    assert places(printed) == places(expected)
+    for line, numbers in zip(printed, expected, strict=True):
+        assert [float(x) for x in line[2:]] == pytest.approx(numbers[2:], abs=1.01e-4), (line, numbers)
+
+
+def test_two_processes_print_the_losses_of_one_that_sees_both_their_batches(whole):
+    """A step's losses are the mean over the batches of all ranks, an iteration's is rank 0's."""
+    results = whole("ddp")[1]
+    assert [r.returncode for r in results] == [0, 0], results
+    assert_close(results[0].losses, OneProcess(RUN, 2).losses())
+
+
+def test_fsdp_prints_ddps_losses(whole):
+    assert whole("fsdp")[1][0].losses == whole("ddp")[1][0].losses
+    assert ", fsdp; " in whole("fsdp")[1][0].stdout and ", ddp; " in whole("ddp")[1][0].stdout
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_only_rank_0_prints_and_writes(whole, sharding):
+    (first, second), results = whole(sharding)
+    assert [r.returncode for r in results] == [0, 0] and results[0].stderr == ""
+    assert results[1].stdout == results[1].stderr == "" and list(second.iterdir()) == []
+    assert sorted(p.name for p in (first / "out").iterdir()) == [".lock", "ckpt.pt", "last.pt", "log.csv"]
+    assert rows(first / "out") == places(results[0].losses)
+    assert "2 x cpu, " in results[0].stdout
+
+
+def test_four_processes_under_torchrun_print_the_losses_of_one_that_sees_all_their_batches(torchrun, tmp_path):
+    settings = RUN | dict(max_iters=12, eval_interval=6)
+    result = torchrun(*flags(settings, out_dir=tmp_path / "out"), n=4).end()
+    assert result.returncode == 0, result
+    assert "4 x cpu, 1 CPU threads each" in result.stdout and "tokens per iteration will be: 1,024" in result.stdout
+    assert_close(result.losses, OneProcess(settings, 4).losses())
+
+
+@pytest.fixture(scope="module")
+def watched(project):
+    (project / "watched.py").write_text(WATCHED)
+    return "watched.py"
+
+
+@pytest.mark.parametrize("sharding, exchanges", [("ddp", 1), ("fsdp", 3)])  # one bucket; two blocks and the root
+def test_gradients_are_one_processs_and_exchanged_once_an_iteration(run_ranks, watched, tmp_path, sharding, exchanges):
+    settings = RUN | dict(gradient_accumulation_steps=8, max_iters=3, eval_interval=100, grad_clip=0.0)
+    settings |= dict(sharding=sharding, out_dir=tmp_path / "out")
+    run_ranks(2, *flags(settings), script=watched, env={"WATCH": str(tmp_path), "WHAT": "gradients"})
+    one = OneProcess(RUN | dict(gradient_accumulation_steps=8), 2)
+    one.evaluate()  # iteration 0 has one, which draws from the same streams
+    one.backward()
+    expected = [p.grad for group in one.optimizer.param_groups for p in group["params"]]
+    largest = max(g.abs().max().item() for g in expected)
+    for rank in range(2):
+        found = load(tmp_path / f"gradients{rank}.pt")
+        assert len(found) == len(expected) and largest > 1e-3
+        for a, b in zip(found, expected, strict=True):
+            assert a.shape == b.shape and (a - b).abs().max() < 1e-6
+        assert (tmp_path / f"counts{rank}").read_text().split() == [str(exchanges)] * 4
+
+
+def test_a_few_steps_give_the_weights_of_one_process(run_ranks, tmp_path):
+    """AdamW's first steps divide the gradient by its own size, so rounding shows where it is next to nothing."""
+    settings = RUN | dict(max_iters=3, eval_interval=100)
+    run_ranks(2, *flags(settings, out_dir=tmp_path / "out"))
+    one = OneProcess(settings, 2)
+    one.losses()
+    found = load(tmp_path / "out" / "last.pt")["model"]
+    apart = torch.cat([(found[name] - weight).abs().flatten() for name, weight in one.weights.items()])
+    assert (apart > 1e-6).float().mean() < 1e-4 and apart.max() < 0.05 * RUN["learning_rate"], apart.max()
+
+
+@pytest.mark.parametrize("threads, processes, cores, chosen", [
+    ("1", 2, 16, 8), (None, 2, 16, 8), ("3", 2, 16, 3), (None, 1, 16, 16), ("1", 1, 16, 1), ("1", 32, 16, 1),
+    ("", 2, 16, 8), ("many", 4, 16, 4), ("0", 4, 16, 4),
+])  # fmt: skip
+def test_threads_are_the_cores_shared_out_unless_given(threads, processes, cores, chosen):
+    assert pick_threads(threads, processes, cores) == chosen
+
+
+def test_the_threads_of_a_process_are_set_and_said(ranks, tmp_path):
+    launches = {n: ranks(2, *flags(TINY, gradient_accumulation_steps=2, out_dir=tmp_path / str(n)),
+                         env={"OMP_NUM_THREADS": n}) for n in (1, 3)}  # fmt: skip
+    for n, running in launches.items():
+        results = [each.end() for each in running]
+        assert [r.returncode for r in results] == [0, 0]
+        cores = min(len(os.sched_getaffinity(0)), torch.cpu.get_capabilities()["num_physical_cores"])
+        assert f"2 x cpu, {3 if n == 3 else max(1, cores // 2)} CPU threads each" in results[0].stdout
+
+
+# ----------------------------------------------------------------------------------------------
+# mistakes
+
+
+MISTAKES = {
+    "--backend=nccl": "--backend=nccl works on CUDA devices only",
+    "--gradient_accumulation_steps=3": "--gradient_accumulation_steps=3 cannot be shared by 2 processes",
+    "--learning_rat=1": "--learning_rat=1: there is no setting learning_rat; did you mean learning_rate?",
+    "--dataset=nowhere": "dataset nowhere is not prepared (train.bin is missing)",
+    "--init_from=resume": "there is no checkpoint in ",
+}
+
+
+def test_a_mistake_is_one_line_from_rank_0_and_ends_every_rank(torchrun, tmp_path):
+    settings = flags(TINY, gradient_accumulation_steps=2)
+    launches = {m: torchrun(*settings, f"--out_dir={tmp_path / str(i)}", m) for i, m in enumerate(MISTAKES)}
+    for mistake, launch in launches.items():
+        result = launch.end()
+        assert result.returncode == 1
+        lines = our_errors(result.stderr)
+        assert len(lines) == 1 and lines[0].startswith("error: " + MISTAKES[mistake]), (mistake, result.stderr)
+        # of the ranks' own; the ChildFailedError at the end is torchrun's
+        assert "train.py\", line" not in result.stderr
+        assert launch.workers() == {}
+    assert not any((tmp_path / str(i)).exists() for i in range(len(MISTAKES)))
+
+
+def test_ranks_that_make_a_mistake_end_within_seconds_without_torchrun_too(ranks, tmp_path):
+    start = time.monotonic()
+    running = ranks(2, *flags(TINY, dataset="nowhere", out_dir=tmp_path / "out"), "--gradient_accumulation_steps=2")
+    results = [each.end() for each in running]
+    assert time.monotonic() - start < 30
+    assert error_line(results[0]).startswith("dataset nowhere is not prepared")
+    assert error_line(results[1]).startswith("rank 1: dataset nowhere is not prepared")
+
+
+def test_an_error_on_one_rank_ends_the_others(ranks, watched, tmp_path):
+    settings = RUN | dict(max_iters=10**6, eval_interval=10**6, out_dir=tmp_path / "out")
+    spoilt = ranks(2, *flags(settings), script=watched, env={"WATCH": str(tmp_path), "WHAT": "spoilt"})
+    first, second = [each.end() for each in spoilt]
+    assert error_line(second) == "rank 1: this batch is bad"
+    assert first.returncode == 1 and len(first.stderr.splitlines()) == 1, first.stderr
+    assert first.stderr.startswith("error: another process is gone or cannot be reached")
+
+
+# ----------------------------------------------------------------------------------------------
+# checkpoints
+
+
+def test_a_checkpoint_of_fsdps_is_whole_and_the_same_as_ddps(whole):
+    sharded, plain = (load(whole(s)[0][0] / "out" / "last.pt") for s in ("fsdp", "ddp"))
+    assert list(sharded["model"]) == list(plain["model"])
+    for name, weight in plain["model"].items():
+        assert type(sharded["model"][name]) is torch.Tensor
+        assert sharded["model"][name].shape == weight.shape and (sharded["model"][name] - weight).abs().max() < 1e-5
+    for i, moments in plain["optimizer"]["state"].items():
+        for name, value in moments.items():
+            found = sharded["optimizer"]["state"][i][name]
+            assert type(found) is torch.Tensor and found.shape == value.shape
+            assert (found - value).abs().max() < 1e-5
+    assert len(sharded["points"]) == len(plain["points"]) == 2
+
+
+@pytest.fixture(scope="module")
+def half_way(run_ranks, tmp_path_factory):
+    """half_way(sharding) -> (out_dir, losses) of RUN's first 30 iterations; a function that copies it."""
+    import shutil
+
+    done = {}
+
+    def half_way(sharding, to):
+        if sharding not in done:
+            out_dir = tmp_path_factory.mktemp("half") / sharding
+            arguments = flags(RUN, max_iters=29, sharding=sharding, out_dir=out_dir)
+            done[sharding] = out_dir, run_ranks(2, *arguments).losses
+        shutil.copytree(done[sharding][0], to)
+        return done[sharding][1]
+
+    return half_way
+
+
+@pytest.mark.parametrize("first, second", [("fsdp", "ddp"), ("ddp", "fsdp"), ("fsdp", "fsdp")])
+def test_a_run_goes_on_exactly_with_either_sharding(run_ranks, whole, half_way, tmp_path, first, second):
+    losses = half_way(first, tmp_path / "out")
+    arguments = flags(out_dir=tmp_path / "out", init_from="resume", max_iters=60, sharding=second, device="cpu")
+    rest = run_ranks(2, *arguments).losses
+    assert losses + rest == whole("ddp")[1][0].losses
+    assert rows(tmp_path / "out") == places(losses + rest)
+
+
+def test_a_run_of_fsdps_goes_on_in_one_process_or_in_four_which_is_said(run, run_ranks, half_way, tmp_path):
+    resume = flags(init_from="resume", max_iters=45, device="cpu")
+    for n, sharding in (1, "ddp"), (4, "ddp"):
+        out_dir = tmp_path / str(n)
+        before = half_way("fsdp", out_dir)
+        arguments = [*resume, f"--out_dir={out_dir}", f"--sharding={sharding}"]
+        result = run("train.py", *arguments) if n == 1 else run_ranks(n, *arguments)
+        assert f"the run had 2 processes and has {n} now: from here on other batches come" in result.stdout
+        assert places(result.losses)[0] == ("iter", 30) and places(result.losses)[-1] == ("iter", 45)
+        at = float(before[-1][2])
+        assert all(abs(float(line[2]) - at) < 0.5 for line in result.losses), (before[-1], result.losses)
+
+
+def test_sample_reads_a_checkpoint_of_fsdps(run, whole):
+    result = run("sample.py", f"--out_dir={whole('fsdp')[0][0] / 'out'}", "--num_samples=1", "--max_new_tokens=20",
+                 "--device=cpu", "--dtype=float32", "--start=a")  # fmt: skip
+    assert len(result.stdout) > 20 and result.stdout.startswith("a")
+
+
+def test_a_resumed_run_may_have_a_number_of_processes_that_only_its_own_settings_fit(run_ranks, tmp_path):
+    """The defaults' 40 micro-batches cannot be shared by three."""
+    settings = TINY | dict(gradient_accumulation_steps=3, out_dir=tmp_path / "out")
+    run_ranks(3, *flags(settings, max_iters=3))
+    result = run_ranks(3, *flags(init_from="resume", out_dir=tmp_path / "out", max_iters=5, device="cpu"))
+    assert places(result.losses)[-1] == ("iter", 5)
+
+
+def test_eval_only_on_two_processes_writes_nothing(run_ranks, half_way, whole, tmp_path):
+    half_way("ddp", tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    arguments = flags(out_dir=tmp_path / "out", init_from="resume", eval_only=True, device="cpu")
+    result = run_ranks(2, *arguments)
+    assert places(result.losses) == [("step", 30)]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+
+
+# ----------------------------------------------------------------------------------------------
+# stopping, restarts
+
+
+@pytest.mark.parametrize("who, sharding", [("torchrun", "ddp"), ("worker", "fsdp")])
+def test_sigterm_to_torchrun_or_to_a_worker_stops_all_and_the_run_goes_on(
+    torchrun, run_ranks, whole, tmp_path, who, sharding
+):
+    out_dir = tmp_path / "out"
+    launch = torchrun(*flags(RUN, sharding=sharding, out_dir=out_dir))
+    launch.wait_for("iter 10:")
+    os.kill(launch.process.pid if who == "torchrun" else launch.workers()[1], signal.SIGTERM)
+    first = launch.end()
+    assert first.returncode != 0 and our_errors(first.stderr) == [], first.stderr
+    at = re.search(r"^stopped at iteration (\d+); .* is iteration (\d+)'s", first.stdout, re.M)
+    assert at and at[1] == at[2], first.stdout + first.stderr
+    assert launch.workers() == {}
+    second = run_ranks(2, *flags(out_dir=out_dir, init_from="resume", sharding=sharding, device="cpu"))
+    assert first.losses + second.losses == whole("ddp")[1][0].losses
+    assert rows(out_dir) == places(whole("ddp")[1][0].losses)
+
+
+def test_a_bfloat16_run_with_dropout_goes_on_exactly_when_its_job_is_queued_again(ranks, run_ranks, tmp_path):
+    """The same command with the same torchrun run id is the same job, and goes on."""
+    settings = RUN | dict(dtype="bfloat16", dropout=0.2)
+    uninterrupted = run_ranks(2, *flags(settings, out_dir=tmp_path / "whole")).losses
+    job = dict(env={"TORCHELASTIC_RUN_ID": "job-7"})
+    arguments = flags(settings, out_dir=tmp_path / "out")
+    running = ranks(2, *arguments, **job)
+    running[0].wait_for("iter 10:")
+    running[1].signal(signal.SIGTERM)
+    first, other = [each.end() for each in running]
+    assert other.returncode == 143 and other.stderr == first.stderr == ""
+    second = run_ranks(2, *arguments, **job)
+    assert "Resuming training from" in second.stdout
+    assert first.losses + second.losses == uninterrupted
+    # another job with that command starts anew
+    third = run_ranks(2, *flags(settings, max_iters=1, out_dir=tmp_path / "out"), env={"TORCHELASTIC_RUN_ID": "job-8"})
+    assert "Initializing a new model from scratch" in third.stdout and "were in" in third.stdout
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_rank_whose_peer_is_killed_ends_and_saves_nothing(ranks, tmp_path, sharding, gone):
+    settings = RUN | dict(max_iters=10**6, eval_interval=20, sharding=sharding, out_dir=tmp_path / "out")
+    running = ranks(2, *flags(settings))
+    running[0].wait_for("iter 25:")
+    kept = [(tmp_path / "out" / name).stat().st_mtime_ns for name in ("ckpt.pt", "last.pt")]
+    running[gone].signal(signal.SIGKILL)
+    left, start = running[1 - gone].end(), time.monotonic()
+    assert left.returncode == 1 and time.monotonic() - start < 20
+    assert len(left.stderr.splitlines()) == 1 and "another process is gone" in left.stderr, left.stderr
+    assert "stopped at" not in left.stdout
+    if f"iter {40}:" not in running[0].read()[0]:  # no later evaluation has saved
+        assert [(tmp_path / "out" / name).stat().st_mtime_ns for name in ("ckpt.pt", "last.pt")] == kept
+
+
+def test_a_rank_whose_peer_is_killed_in_an_evaluation_ends(ranks, tmp_path):
+    settings = RUN | dict(eval_iters=10**6, out_dir=tmp_path / "out")
+    running = ranks(2, *flags(settings))
+    running[0].wait_for("2 x cpu")
+    time.sleep(1)
+    running[1].signal(signal.SIGKILL)
+    left = running[0].end()
+    assert left.returncode == 1 and len(left.stderr.splitlines()) == 1 and "another process is gone" in left.stderr
+    assert not (tmp_path / "out" / "last.pt").exists()
+
+
+def test_slow_saves_and_evaluations_do_not_trip_the_time_out_of_collectives(run_ranks, watched, whole, tmp_path):
+    arguments = flags(RUN, max_iters=21, out_dir=tmp_path / "out")
+    result = run_ranks(2, *arguments, script=watched, env={"WATCH": str(tmp_path), "WHAT": "slow"})
+    assert result.losses == [line for line in whole("ddp")[1][0].losses if line[1] <= 21]
+
+
+def nodes(port, node, *options):
+    return [f"--nnodes=2 --node_rank={node} --master_addr=127.0.0.1 --master_port={port}".split(), *options]
+
+
+def test_two_nodes_print_the_losses_of_two_processes(torchrun, whole, tmp_path):
+    port = free_port()
+    both = [
+        torchrun(*flags(RUN, out_dir=tmp_path / "out"), n=1,
+                 options=["--nnodes=2", f"--node_rank={r}", "--master_addr=127.0.0.1", f"--master_port={port}"])
+        for r in range(2)
+    ]  # fmt: skip
+    first, second = [each.end() for each in both]
+    assert first.returncode == second.returncode == 0, (first, second)
+    assert first.losses == whole("ddp")[1][0].losses and second.stdout == ""
+
+
+def test_a_killed_worker_on_either_of_two_nodes_leads_to_a_restart_that_goes_on_exactly(torchrun, whole, tmp_path):
+    """torchrun's restart count is each node's own: the node whose worker was not killed must resume as well."""
+    options = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=a-job",
+               "--max-restarts=3"]  # fmt: skip
+    arguments = flags(RUN, save_interval=5, out_dir=tmp_path / "out")
+    both = [torchrun(*arguments, n=1, options=options) for _ in range(2)]
+
+    def printed():
+        return "".join(each.read()[0] for each in both)
+
+    both[0].wait(lambda: "iter 12:" in printed())
+    workers = {rank: pid for each in both for rank, pid in each.workers().items()}
+    os.kill(workers[1], signal.SIGKILL)
+    results = [each.end() for each in both]
+    assert [r.returncode for r in results] == [0, 0], results
+    text = printed()
+    assert text.count("Resuming training from") == 1, text
+    # rank 0 may be the other node's after the restart
+    part = sorted((r.stdout.split("Resuming training from") for r in results), key=len)
+    parts = [parse(p) for half in part for p in half]
+    parts = sorted((p for p in parts if p), key=lambda p: p[0][1])
+    assert joined(*parts) == whole("ddp")[1][0].losses
+    assert rows(tmp_path / "out") == places(whole("ddp")[1][0].losses)
+
+
+@pytest.mark.slow
+def test_rank_0_killed_under_standalone_torchrun_is_restarted_and_goes_on_exactly(torchrun, whole, tmp_path):
+    options = ["--nnodes=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--max-restarts=2"]
+    launch = torchrun(*flags(RUN, sharding="fsdp", out_dir=tmp_path / "out"), options=options)
+    launch.wait_for("iter 30:")
+    os.kill(launch.workers()[0], signal.SIGKILL)
+    result = launch.end()
+    assert result.returncode == 0, result
+    before, after = result.stdout.split("Resuming training from")
+    assert joined(parse(before), parse(after)) == whole("ddp")[1][0].losses
+    assert rows(tmp_path / "out") == places(whole("ddp")[1][0].losses)
+
+
+@pytest.mark.slow
+def test_a_finished_run_leaves_with_0_every_time(torchrun, tmp_path):
+    """gloo used to abort finished processes as they left."""
+    for k in range(10):
+        settings = TINY | dict(gradient_accumulation_steps=2, sharding=("ddp", "fsdp")[k % 2], out_dir=tmp_path / str(k))
+        result = torchrun(*flags(settings)).end()
+        assert result.returncode == 0, result
+        assert "terminate" not in result.stderr
