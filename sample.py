@@ -107,19 +107,22 @@ def write(text, generators):
         print("-" * 15, flush=True)
 
 
-with torch.amp.autocast(torch.device(device).type, getattr(torch, dtype), enabled=dtype != "float32"):
-    if not interactive:
-        write(start, [generator(k) for k in range(num_samples)])
-        sys.exit(0)
+def prompts():
+    """The lines of stdin, until its end."""
     sys.stdin.reconfigure(errors="replace")  # what is not UTF-8 is an unknown character
-    k = 0
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "")
+            yield input("> " if sys.stdin.isatty() else "")
         except EOFError:
-            break
-        try:
-            write(line, [generator(k)])
-        except UserError as error:  # an unknown character, say: the next prompt may be better
-            print(f"error: {error}", file=sys.stderr)
-        k += 1
+            return
+
+
+with torch.amp.autocast(torch.device(device).type, getattr(torch, dtype), enabled=dtype != "float32"):
+    if interactive:
+        for k, line in enumerate(prompts()):
+            try:
+                write(line, [generator(k)])
+            except UserError as error:  # an unknown character, say: the next prompt may be better
+                print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        write(start, [generator(k) for k in range(num_samples)])

@@ -142,14 +142,14 @@ at_least(1, globals(), "max_nonfinite")
 at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
 at_least(0, globals(), "peak_flops")
 one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
-if sharding == "fsdp" and (optimizer == "muon" or dtype == "float16" or not processes.several):
-    raise UserError("--sharding=fsdp works under torchrun, with --optimizer=adamw, and not with --dtype=float16")
 micro_steps = share_evenly(gradient_accumulation_steps, world_size)
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
 dtype = pick_dtype(dtype, device)
 compile, remark = pick_compile(compile, device)
 if remark:
     say(remark)
+if sharding == "fsdp" and (optimizer == "muon" or dtype == "float16" or not processes.several):
+    raise UserError("--sharding=fsdp works under torchrun, with --optimizer=adamw, and not with --dtype=float16")
 torch.set_float32_matmul_precision("high" if device_type == "cuda" else "highest")  # TF32 where CUDA has it
 torch.manual_seed(seed + rank)
 
@@ -181,8 +181,11 @@ else:
     model = GPT(GPTConfig(block_size, meta["vocab_size"] if meta else 50304, n_layer, n_head, n_embd, dropout, bias))
 if block_size != model.config.block_size:
     model.crop_block_size(block_size)
-n_layer, n_head, n_embd = model.config.n_layer, model.config.n_head, model.config.n_embd
-bias, vocab_size = model.config.bias, model.config.vocab_size
+for name in ("n_layer", "n_head", "n_embd", "bias"):
+    if name in given and given[name] != getattr(model.config, name):
+        raise UserError(f"--{name}={given[name]}: the model of {init_from} has {getattr(model.config, name)}")
+    globals()[name] = getattr(model.config, name)
+vocab_size = model.config.vocab_size
 config = {name: globals()[name] for name in settings}
 say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
 
@@ -195,6 +198,7 @@ if saved and dataset == saved["config"].get("dataset") and saved.get("data", fin
     raise UserError(f"{data_dir} is not the data this run was trained on: prepare it as it was, or start from scratch")
 if saved and iter_num > max_iters and not eval_only:
     say(f"the run has reached max_iters = {max_iters}: nothing is left to do (a larger --max_iters= goes on)")
+    processes.leave()
     sys.exit(0)
 batches = torch.Generator()  # the batches' own: their order hangs on the seed alone, not on dropout or device
 batches.set_state(torch.get_rng_state())

@@ -31,6 +31,17 @@ def assert_same_losses(printed, expected):
     assert len(off) <= 0.02 * len(printed), off
 
 
+def assert_near(printed, expected):
+    """Within 1e-4, figures of a plain reimplementation, which rounds in other places."""
+    assert [line[:2] for line in printed] == [line[:2] for line in expected]
+    for ours, theirs in zip(printed, expected, strict=True):
+        assert [float(a) for a in ours[2:]] == pytest.approx(theirs[2:], abs=1e-4), (ours, theirs)
+
+
+def val_losses(result):
+    return [float(line[3]) for line in result.losses if line[0] == "step"]
+
+
 def golden(name):
     with open(GOLDEN / name, newline="") as f:
         rows = list(csv.DictReader(f))
@@ -75,9 +86,9 @@ OTHERS = {
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
 def test_losses_equal_a_plain_reimplementation_at_other_settings(run, tmp_path, other):
-    settings = SYNTHETIC | DEFAULTS | dict(max_iters=40, eval_interval=20, learning_rate=1e-2) | other
+    settings = SYNTHETIC | DEFAULTS | dict(max_iters=40, eval_interval=20) | other
     result = run("train.py", *flags(settings, out_dir=tmp_path / "out"))
-    assert_same_losses(result.losses, losses_of_a_run(TOKENS, settings))
+    assert_near(result.losses, losses_of_a_run(TOKENS, settings))
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine(synthetic_run):
@@ -249,7 +260,7 @@ def test_a_checkpoint_of_nanogpts_resumes_with_nanogpts_losses(run, synthetic_ru
     saved = load(synthetic_run[0] / "ckpt.pt")
     settings = SYNTHETIC | DEFAULTS | dict(max_iters=170, eval_interval=10)
     expected = losses_of_a_run(TOKENS, settings, (saved["model"], saved["optimizer"]), first=150)
-    assert_same_losses(result.losses, expected)
+    assert_near(result.losses, expected)
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
@@ -257,10 +268,17 @@ def test_prefixes_of_wrapped_modules_are_taken_off(run, synthetic_run, tmp_path,
     saved = load(synthetic_run[0] / "ckpt.pt")
     saved["model"] = {prefix + name: weight for name, weight in saved["model"].items()}
     torch.save(saved, tmp_path / "ckpt.pt")
-    plain = run("train.py", f"--out_dir={synthetic_run[0]}", "--init_from=resume", "--eval_only=True").losses
-    wrapped = run("train.py", f"--out_dir={tmp_path}", "--init_from=resume", "--eval_only=True").losses
-    assert [line[0] for line in wrapped] == ["step"]
-    assert abs(float(wrapped[0][3]) - float(plain[0][3])) < 0.05  # the same weights but for one iteration, other batches
+    result = run("train.py", *flags(out_dir=tmp_path, init_from="resume", device="cpu", max_iters=150))
+    assert_same_losses(result.losses, synthetic_run[1].losses[-1:])  # its step 150 had been printed already
+
+
+@pytest.mark.parametrize("name, iteration", [("ckpt.pt", 150), ("last.pt", 151)])
+def test_eval_only_evaluates_at_whatever_iteration_the_checkpoint_is(run, synthetic_run, tmp_path, name, iteration):
+    """ckpt.pt was saved just after an evaluation: that one is done again, and no iteration is run."""
+    shutil.copy(synthetic_run[0] / name, tmp_path)
+    result = run("train.py", *flags(out_dir=tmp_path, init_from="resume", device="cpu", eval_only=True))
+    assert [line[:2] for line in result.losses] == [("step", iteration)]
+    assert float(result.losses[0][3]) == pytest.approx(1.6349, abs=0.05)  # golden/synthetic.csv; other batches here
 
 
 @pytest.mark.parametrize("always", [True, False])
@@ -268,7 +286,7 @@ def test_ckpt_is_the_best_model_or_with_always_save_checkpoint_the_latest(run, t
     """At learning rate 1 the val loss only rises from iteration 0's, at which nanoGPT never saves."""
     settings = TINY | dict(learning_rate=1.0, min_lr=1.0, warmup_iters=0, grad_clip=0.0, max_iters=10)
     result = run("train.py", *flags(settings, always_save_checkpoint=always, out_dir=tmp_path))
-    val = [float(line[3]) for line in result.losses if line[0] == "step"]
+    val = val_losses(result)
     assert len(val) == 3 and min(val) == val[0]
     assert result.stdout.count(f"saving checkpoint to {tmp_path}") == (2 if always else 0)
     if always:
@@ -294,17 +312,16 @@ def test_the_best_model_stays_in_ckpt_while_worse_ones_follow(run, tmp_path):
 
 LONGER = SYNTHETIC | dict(max_iters=60, eval_interval=8, eval_iters=3, learning_rate=1e-2, peak_flops=1e12)
 KINDS = {
-    "float32": dict(gradient_accumulation_steps=1),
-    "float32, dropout, accumulation": dict(dropout=0.2, gradient_accumulation_steps=3),
-    "bfloat16": dict(dtype="bfloat16", gradient_accumulation_steps=1),
-    "bfloat16, dropout, accumulation, saves between": dict(dtype="bfloat16", dropout=0.2, save_interval=3),
-    "muon, biases": dict(optimizer="muon", bias=True),
+    "float32": (signal.SIGINT, dict(gradient_accumulation_steps=1)),
+    "float32, dropout, accumulation": (signal.SIGTERM, dict(dropout=0.2, gradient_accumulation_steps=3)),
+    "bfloat16": (signal.SIGTERM, dict(dtype="bfloat16", gradient_accumulation_steps=1)),
+    "bfloat16, dropout, saves between": (signal.SIGINT, dict(dtype="bfloat16", dropout=0.2, save_interval=3)),
+    "muon, biases": (signal.SIGTERM, dict(optimizer="muon", bias=True, gradient_accumulation_steps=1)),
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(start, run, tmp_path, kind, number):
+@pytest.mark.parametrize("number, kind", KINDS.values(), ids=KINDS.keys())
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(start, run, tmp_path, number, kind):
     whole = run("train.py", *flags(LONGER | kind, out_dir=tmp_path / "whole")).losses
     out_dir = tmp_path / "out"
     first = start("train.py", *flags(LONGER | kind, out_dir=out_dir))
@@ -326,7 +343,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(start, run, tmp_path, kind,
 
 
 def test_a_run_stopped_three_times_goes_on_as_if_it_had_not_been(start, run, tmp_path):
-    settings = LONGER | dict(dropout=0.1, eval_iters=40, eval_interval=4, max_iters=40)  # stopped in evaluations, mostly
+    settings = LONGER | dict(dropout=0.1, eval_iters=30, eval_interval=4, max_iters=36)  # stopped in evaluations, mostly
     whole = run("train.py", *flags(settings, out_dir=tmp_path / "whole")).losses
     joined, arguments = [], flags(settings, out_dir=tmp_path / "out")
     for text in ("step 8:", "iter 15:", "step 28:"):
@@ -453,7 +470,7 @@ def test_betas_and_decay_changed_on_resume_give_adamws_own_losses(run, synthetic
     for group, decay in zip(saved["optimizer"]["param_groups"], (0.9, 0.0), strict=True):
         group |= dict(betas=(0.5, 0.6), weight_decay=decay)
     expected = losses_of_a_run(TOKENS, settings, (saved["model"], saved["optimizer"]), first=150)
-    assert_same_losses(result.losses, expected)
+    assert_near(result.losses, expected)
 
 
 def test_resume_crops_the_context_where_a_smaller_block_size_is_given(run, synthetic_run, tmp_path):
@@ -521,13 +538,13 @@ def test_bfloat16_learns_as_float32_does(run, tmp_path):
     for dtype in ("float32", "bfloat16"):
         result = run("train.py", *flags(LONGER, dtype=dtype, out_dir=tmp_path / dtype))
         assert f", {dtype}, compile False" in result.stdout
-        steps[dtype] = [float(line[3]) for line in result.losses if line[0] == "step"]
+        steps[dtype] = val_losses(result)
     assert steps["bfloat16"] == pytest.approx(steps["float32"], abs=0.05) and steps["float32"][-1] < 2.5
 
 
 def test_float16_on_a_cpu_scales_its_loss_and_learns(run, tmp_path):
     result = run("train.py", *flags(LONGER, dtype="float16", out_dir=tmp_path / "out"))
-    assert float(result.losses[-2][3]) < 2.5
+    assert val_losses(result)[-1] < 2.5
     assert load(tmp_path / "out" / "last.pt")["scaler"]["scale"] > 1
 
 
