@@ -195,6 +195,8 @@ class RunLog:
 
 def _read(path, mmap=False):
     """The dict in `path`, on the CPU, prefixes of wrapped modules taken off; UserError where it is no checkpoint."""
+    if path != path.encode(errors="replace").decode():
+        mmap = False  # torch maps no file whose name is not UTF-8
     try:
         with warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

@@ -106,6 +106,8 @@ def coerce(name, value, default, where):
     wanted = type(default)
     if default == "auto" and isinstance(value, (str, bool)):
         return value  # each setting with an 'auto' knows its own values
+    if type(value) is int and wanted in (int, float) and abs(value) >= 1 << 62:
+        raise UserError(f"{where[:80]}: {name} takes {_article(wanted)} of fewer digits")
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
@@ -134,7 +136,7 @@ def _from_argument(argument, namespace, names):
         raise _unknown(key, names, argument)
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
     if isinstance(namespace[key], str) and not isinstance(value, (str, bool)):
         value = text  # --start=1984 is a prompt
@@ -193,6 +195,9 @@ def configure(namespace, positional=None):
     files of another kind. Returns {name: value} of what was given. Raises UserError.
     """
     names = setting_names(namespace)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a path's odd bytes, or a terminal without our characters
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
         _print_help(namespace, names)
         sys.exit(0)
@@ -266,7 +271,7 @@ def pick_device(device):
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
     }
-    if kind not in counts or (index and not index.isdigit()):
+    if kind not in counts or not re.fullmatch("[a-z]+(:(0|[1-9][0-9]{0,3}))?", device):
         raise UserError(f"--device={device}: takes auto, cpu, cuda, cuda:N or mps")
     if int(index or 0) >= counts[kind]:
         here = ", ".join(f"{n} {k}" for k, n in counts.items() if n)

@@ -8,7 +8,9 @@ architecture and the initialisation; parameter names and shapes are nanoGPT's, s
 go both ways.
 """
 
+import json
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -291,6 +293,57 @@ class GPT(nn.Module):
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss
 
+    @classmethod
+    def from_pretrained(cls, name_or_path, dropout=0.0):
+        """A GPT with the weights of one of GPT2_NAMES, or of a folder with a GPT-2's config.json and model.safetensors.
+
+        They are read memory-mapped and copied once, to float32: the peak is the model and one tensor.
+        Raises UserError where there are none, or they are damaged or no GPT-2's.
+        """
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError:
+            raise UserError(f"--init_from={name_or_path} needs a library: pip install safetensors") from None
+        config_path, path = gpt2_files(name_or_path)
+        config = gpt2_config(config_path, dropout)
+        if not os.path.isfile(path):
+            raise UserError(f"there is no {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                return cls._from_safetensors(file, config)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} cannot be loaded: {error}") from None
+
+    @classmethod
+    def _from_safetensors(cls, file, config):
+        """The GPT of `config` with the weights in an open safetensors file; ValueError where they are others."""
+        stored = {name.removeprefix("transformer."): name for name in file.keys()}
+        sizes = {"wte.weight": [config.vocab_size, config.n_embd], "wpe.weight": [config.block_size, config.n_embd]}
+        for name, size in sizes.items():  # before a model of that size is made
+            if name not in stored or (there := file.get_slice(stored[name]).get_shape()) != size:
+                raise ValueError(f"{name} should be {size}, and is {there if name in stored else 'missing'}")
+        if sum(name.endswith(".ln_1.weight") for name in stored) != config.n_layer:
+            raise ValueError(f"it is not of n_layer = {config.n_layer}")
+        with torch.device("meta"):  # no memory, no random numbers
+            model = cls(config)
+        weights = model.state_dict()
+        del weights["lm_head.weight"]  # tied, so that most files leave it out
+        for name, parameter in weights.items():
+            name_there = stored.pop(name.removeprefix("transformer."), None)
+            tensor = file.get_tensor(name_there) if name_there else torch.empty(0)
+            tensor = tensor.mT if name.endswith(TRANSPOSED) and tensor.dim() == 2 else tensor
+            if tensor.shape != parameter.shape or not tensor.is_floating_point():
+                raise ValueError(f"{name} should be floats {list(parameter.shape)}, and is {list(tensor.shape)}")
+            weights[name] = torch.empty(parameter.shape).copy_(tensor)
+        head = weights["lm_head.weight"] = weights["transformer.wte.weight"]
+        if "lm_head.weight" in stored and not file.get_tensor(stored.pop("lm_head.weight")).float().equal(head):
+            raise ValueError("its lm_head is not tied to its wte")
+        if others := [name for name in stored if not name.endswith((".attn.bias", ".attn.masked_bias"))]:  # the masks
+            raise ValueError(f"it has weights that are not a GPT-2's: {', '.join(others[:3])}")
+        model.load_state_dict(weights, assign=True)
+        model.lm_head.weight = model.transformer.wte.weight  # tied anew: assigned, each is a Parameter of its own
+        return model
+
     def get_num_params(self, non_embedding=True):
         """How many parameters there are, by default without the position embeddings.
 
@@ -364,6 +417,65 @@ class GPT(nn.Module):
             pending = choose(logits, temperature, top_k, generators)
             idx = torch.cat([idx, pending], dim=1)
             yield pending
+
+
+# ----------------------------------------------------------------------------------------------
+# GPT-2 weights in
+
+GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # (in, out) in GPT-2's files, (out, in) in Linear
+
+
+def gpt2_files(name_or_path):
+    """Paths of config.json and model.safetensors: in that folder, or of that one of GPT2_NAMES, from the
+    Hugging Face hub unless its cache has them. UserError where they cannot be had."""
+    names = ("config.json", "model.safetensors")
+    if name_or_path not in GPT2_NAMES:
+        if not os.path.isdir(name_or_path):
+            raise UserError(f"{name_or_path} is neither a folder nor one of {', '.join(GPT2_NAMES)}")
+        return [os.path.join(name_or_path, name) for name in names]
+    try:
+        from huggingface_hub import hf_hub_download, logging, try_to_load_from_cache
+    except ImportError:
+        raise UserError(f"{name_or_path} needs two libraries: pip install huggingface_hub safetensors") from None
+    logging.set_verbosity_error()  # its retries; the one line below says it all
+    for repository in (name_or_path, f"openai-community/{name_or_path}"):  # nanoGPT's name, and the hub's own
+        cached = [try_to_load_from_cache(repository, name) for name in names]
+        if all(isinstance(path, str) for path in cached):
+            return cached
+    try:
+        return [hf_hub_download(repository, name) for name in names]
+    except Exception as error:  # a missing network has a dozen kinds
+        raise UserError(
+            f"{repository} is not in the Hugging Face cache and cannot be fetched ({type(error).__name__}): on a "
+            f"machine with a network run hf download {repository} {' '.join(names)} --local-dir DIR, copy DIR to "
+            "this one, and give --init_from=DIR"
+        ) from None
+
+
+def gpt2_config(path, dropout):
+    """The GPTConfig of a Hugging Face config.json; UserError where it tells of a model that GPT does not compute."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            found = json.load(f)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'it is no JSON'}") from None
+    if not isinstance(found, dict) or found.get("model_type") != "gpt2":
+        raise UserError(f"{path} is not of a GPT-2: its model_type is not gpt2")
+    names = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")
+    sizes = [found.get(name) for name in names]
+    for name, size in zip(names, sizes, strict=True):
+        if type(size) is not int or size < 1:
+            raise UserError(f"{path}: {name} must be a whole number of at least 1, not {size!r}")
+    computed = {  # what is taken for a key that is missing, as transformers does, stands first
+        "activation_function": ("gelu_new", "gelu"), "n_inner": (None, 4 * sizes[-1]), "layer_norm_epsilon": (1e-5,),
+        "tie_word_embeddings": (True,), "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    }  # fmt: skip
+    for name, values in computed.items():
+        if found.get(name, values[0]) not in values:
+            raise UserError(f"{path}: {name} is {found[name]!r}: only {' or '.join(map(str, values))} can be loaded")
+    return GPTConfig(*sizes, dropout, bias=True, activation=found.get("activation_function", "gelu_new"))
 
 
 class MuonWithAdamW:

@@ -13,13 +13,14 @@ import sys
 import torch
 
 import checkpoint as ckpt
-from configurator import ROOT, UserError, at_least, configure, pick_compile, pick_device, pick_dtype
-from data.tokens import codec_for, read_meta
+from configurator import UserError, at_least, configure, pick_compile, pick_device, pick_dtype
+from data.tokens import codec_of_folder, codec_of_run
+from model import GPT
 
 # ----------------------------------------------------------------------------------------------
 # settings
 
-init_from = "resume"  # resume (a model from out_dir) or a gpt2 name
+init_from = "resume"  # resume (a model from out_dir), a gpt2 name, or a GPT-2 folder
 out_dir = "out"  # where train.py put its checkpoints
 start = "\n"  # the prompt; FILE:prompt.txt reads it from a file
 interactive = False  # read prompts from stdin, a line each, and go on from each of them once
@@ -42,23 +43,20 @@ dtype = pick_dtype(dtype, device)
 # ----------------------------------------------------------------------------------------------
 # the model and its tokens
 
-if init_from.startswith("gpt2"):
-    raise UserError(f"--init_from={init_from}: GPT-2's weights cannot be loaded yet")
-if init_from != "resume":
-    raise UserError(f"--init_from={init_from}: takes resume or a gpt2 name")
-checkpoint, path, remarks = ckpt.load_model_file(out_dir)
-for remark in remarks:
-    print(remark, file=sys.stderr)
 torch.manual_seed(seed)
-model = ckpt.build_model(checkpoint, path).eval()
-meta_path = os.path.join(ROOT, "data", str(checkpoint["config"].get("dataset")), "meta.pkl")
-if os.path.exists(meta_path):
-    codec = codec_for(read_meta(meta_path), meta_path)
-else:  # the data may be gone, or never have been here
-    codec = codec_for(checkpoint.get("meta"), path)
+if init_from == "resume":
+    checkpoint, path, remarks = ckpt.load_model_file(out_dir)
+    for remark in remarks:
+        print(remark, file=sys.stderr)
+    model = ckpt.build_model(checkpoint, path)
+    codec = codec_of_run(checkpoint, path, model.config.vocab_size)
+elif init_from.startswith("gpt2") or os.path.isdir(init_from):
+    model = GPT.from_pretrained(init_from)
+    codec = codec_of_folder(init_from, model.config.vocab_size)
+else:
+    raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a GPT-2 folder")
+model.eval()
 V = model.config.vocab_size
-if codec.vocab_size > V:
-    raise UserError(f"{path} has {V} token ids, fewer than the {codec.vocab_size} of its dataset's codec")
 known = torch.tensor([codec.known(i) for i in range(V)], device=device)  # not the ids that pad a vocabulary
 
 if start.startswith("FILE:"):

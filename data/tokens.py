@@ -5,12 +5,13 @@ characters it has meta.pkl too, as nanoGPT's prepare scripts write it: a pickled
 {'vocab_size': int, 'stoi': {str: int}, 'itos': {int: str}}. Without one they are GPT-2's byte pairs.
 """
 
+import json
 import os
 import pickle
 import pickletools
 import re
 
-from configurator import UserError
+from configurator import ROOT, UserError
 
 # ----------------------------------------------------------------------------------------------
 # meta.pkl
@@ -81,6 +82,41 @@ def codec_for(meta, where="meta.pkl"):
     UTF-8 that the id adds (not always whole characters), and known(id) -> whether it stands for anything.
     """
     return BPECodec() if meta is None else CharCodec(meta, where)
+
+
+def codec_of_run(checkpoint, path, vocab_size):
+    """The codec of the model of `vocab_size` ids in `checkpoint`, read from `path`: its dataset's, or where that is
+    gone or never was here the one kept in it. UserError where there is none, or it has more ids than the model."""
+    meta_path = os.path.join(ROOT, "data", str(checkpoint["config"].get("dataset")), "meta.pkl")
+    here = os.path.exists(meta_path)
+    codec = codec_for(read_meta(meta_path), meta_path) if here else codec_for(checkpoint.get("meta"), path)
+    return codec_that_fits(codec, vocab_size, path)
+
+
+def codec_of_folder(name_or_path, vocab_size):
+    """The codec of a GPT-2: that of the characters in the tokenizer.json which export.py has put into its folder,
+    else GPT-2's own. UserError where the folder's is of another kind, or has more ids than the model."""
+    path = os.path.join(name_or_path, "tokenizer.json")
+    if not os.path.isfile(path):
+        return codec_that_fits(BPECodec(), vocab_size, name_or_path)
+    try:
+        with open(path, encoding="utf-8") as f:
+            model = json.load(f)["model"]
+        kind, vocab = model["type"], dict(model["vocab"])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is damaged'}") from None
+    if kind == "WordLevel":
+        meta = {"vocab_size": vocab_size, "stoi": vocab, "itos": {i: c for c, i in vocab.items() if type(i) is int}}
+        return CharCodec(meta, path)
+    if kind != "BPE" or len(vocab) != BPECodec.vocab_size:
+        raise UserError(f"{path} is neither GPT-2's tokenizer nor one of characters, and no other is known here")
+    return codec_that_fits(BPECodec(), vocab_size, name_or_path)
+
+
+def codec_that_fits(codec, vocab_size, path):
+    if codec.vocab_size > vocab_size:
+        raise UserError(f"{path} has {vocab_size} token ids, fewer than the {codec.vocab_size} of its dataset's codec")
+    return codec
 
 
 class CharCodec:

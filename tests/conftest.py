@@ -218,4 +218,4 @@ def run(start):
 def synthetic_run(run, tmp_path_factory):
     """The run of golden/synthetic.csv: (its out_dir, its Result)."""
     out_dir = tmp_path_factory.mktemp("synthetic") / "out"
-    return out_dir, run("train.py", *flags(SYNTHETIC, out_dir=out_dir), env={"OMP_NUM_THREADS": None})
+    return out_dir, run("train.py", *flags(SYNTHETIC, out_dir=out_dir))

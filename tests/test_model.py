@@ -1,0 +1,560 @@
+"""model.py against golden/, transformers' GPT-2, torch's own functions, and plain re-implementations."""
+
+import contextlib
+import json
+import math
+
+import pytest
+import reference
+import torch
+from conftest import GOLDEN
+from torch.nn import functional as F
+
+import model as model_module
+from configurator import UserError
+from model import GPT, MLP, ChunkedCrossEntropy, CPUAttention, GPTConfig, keep_mask
+
+FIGURES = json.loads((GOLDEN / "model.json").read_text())
+
+
+def small(seed=0, **more):
+    torch.manual_seed(seed)
+    sizes = dict(block_size=12, vocab_size=23, n_layer=2, n_head=2, n_embd=16, bias=True)
+    return GPT(GPTConfig(**sizes | more)).eval()
+
+
+def shaken(model, by=0.5):
+    """With weights so large that the model has opinions, and biases and norms that are not all alike."""
+    torch.manual_seed(99)
+    for parameter in model.parameters():
+        parameter.data += by * torch.randn_like(parameter)
+    return model
+
+
+# ----------------------------------------------------------------------------------------------
+# nanoGPT's own figures
+
+
+@pytest.fixture(params=FIGURES, scope="module")
+def golden(request):
+    """(figures, the model that they are of, straight after its initialisation)"""
+    figures = FIGURES[request.param]
+    torch.manual_seed(figures["seed"])
+    return figures, GPT(GPTConfig(**figures["config"])).eval()
+
+
+def test_a_new_model_has_nanogpts_parameters_in_name_number_and_norm(golden):
+    figures, model = golden
+    norms = {name: p.norm().item() for name, p in model.named_parameters()}
+    assert list(norms) == list(figures["param_norms"])
+    assert norms == pytest.approx(figures["param_norms"], abs=1e-4)
+    assert model.transformer.wte.weight[0, :4].tolist() == pytest.approx(figures["wte_row0"], abs=1e-6)
+    assert model.get_num_params() == figures["num_params"]
+    assert model.get_num_params(non_embedding=False) == figures["num_params_all"]
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_loss_and_logits_are_nanogpts(golden):
+    """The figures are of the ids 0, 1, 2, ... over the whole context, each followed by the next."""
+    figures, model = golden
+    x = torch.arange(model.config.block_size)[None]
+    logits, loss = model(x, (x + 1) % model.config.vocab_size)
+    assert loss.item() == pytest.approx(figures["loss"], abs=1e-4)
+    assert logits[0, -1, :8].tolist() == pytest.approx(figures["logits_last_first8"], abs=1e-4)
+    logits, loss = model(x)
+    assert loss is None and logits.shape == (1, 1, model.config.vocab_size)
+    assert logits[0, -1, :8].tolist() == pytest.approx(figures["logits_last_first8"], abs=1e-4)
+
+
+@pytest.mark.parametrize("name, seed, temperature, top_k", [
+    ("sample_seed42_t0.8_k10", 42, 0.8, 10), ("sample_seed43_t1.0", 43, 1.0, None), ("greedy_k1", 44, 1.0, 1),
+])  # fmt: skip
+def test_sampled_tokens_are_nanogpts(golden, name, seed, temperature, top_k):
+    """60 tokens, well past block_size, from the global generator and from one of the row's own."""
+    figures, model = golden
+    prompt = torch.tensor([[0, 1, 2, 3]])
+    torch.manual_seed(seed)
+    assert model.generate(prompt, 60, temperature, top_k)[0].tolist() == figures[name]
+    torch.manual_seed(0)
+    own = [torch.Generator().manual_seed(seed)]
+    assert model.generate(prompt, 60, temperature, top_k, generators=own)[0].tolist() == figures[name]
+
+
+def test_the_plain_reimplementation_that_other_tests_compare_with_is_nanogpts_too(golden):
+    figures, _ = golden
+    torch.manual_seed(figures["seed"])
+    weights = reference.fresh_weights(**figures["config"])
+    norms = {name: w.norm().item() for name, w in weights.items()}
+    assert norms == pytest.approx(figures["param_norms"], abs=1e-4)
+    x = torch.arange(figures["config"]["block_size"])[None]
+    logits = reference.logits_of(weights, x, figures["config"]["n_head"])
+    assert logits[0, -1, :8].tolist() == pytest.approx(figures["logits_last_first8"], abs=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------
+# the forward pass
+
+
+def exact_gelu(x):
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def tanh_gelu(x):
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize("activation, gelu, other", [
+    ("gelu", exact_gelu, tanh_gelu), ("gelu_new", tanh_gelu, exact_gelu),
+])  # fmt: skip
+def test_the_mlp_has_its_own_gelu_and_not_the_other(activation, gelu, other):
+    """On inputs of size 1 to 3, where the two forms lie up to 5e-4 apart: the golden losses cannot tell them."""
+    mlp = MLP(GPTConfig(n_embd=2, n_head=1, bias=False, activation=activation))
+    with torch.no_grad():
+        # c_fc copies the first channel eight times, and c_proj reads one of the copies
+        mlp.c_fc.weight.zero_()[:, 0] = 1
+        mlp.c_proj.weight.zero_()[0, 0] = 1
+        size = torch.linspace(1, 3, 101)
+        x = torch.cat([size, -size])
+        y = mlp(torch.stack([x, torch.zeros_like(x)], dim=-1))[:, 0]
+    torch.testing.assert_close(y, gelu(x.double()).float(), atol=1e-6, rtol=1e-6)
+    assert (y - other(x.double())).abs().max() > 4e-4
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+def test_the_whole_model_is_transformers_gpt2(activation):
+    transformers = pytest.importorskip("transformers")
+    ours = shaken(small(block_size=20, vocab_size=31, n_layer=3, n_head=4, n_embd=32, activation=activation), 0.1)
+    config = transformers.GPT2Config(
+        vocab_size=31, n_positions=20, n_embd=32, n_layer=3, n_head=4, activation_function=activation,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # GPT-2's Conv1D is a Linear the other way round
+    weights = {name: w.T if name.endswith(transposed) else w for name, w in ours.state_dict().items()}
+    missing = theirs.load_state_dict(weights, strict=False)
+    assert not missing.unexpected_keys and all("attn." in name for name in missing.missing_keys)  # its mask buffers
+    x, y = torch.randint(31, (2, 3, 20)).unbind()
+    expected = theirs(x).logits
+    logits, loss = ours(x, y)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert loss.item() == pytest.approx(F.cross_entropy(expected.flatten(0, 1), y.flatten()).item(), abs=1e-4)
+    torch.testing.assert_close(ours(x)[0], expected[:, -1:], atol=1e-4, rtol=1e-4)
+
+
+def test_no_position_sees_a_later_one():
+    model = shaken(small())
+    x = torch.randint(23, (1, 12))
+    changed = x.clone()
+    changed[0, 7] = (changed[0, 7] + 1) % 23
+    before, after = model(x, x)[0][0], model(changed, x)[0][0]
+    assert torch.equal(before[:7], after[:7]) and (before[7:] - after[7:]).abs().amax(1).min() > 1e-3
+
+
+def test_targets_of_minus_1_do_not_count():
+    model = shaken(small())
+    x, y = torch.randint(23, (2, 2, 12)).unbind()
+    y[0, :5] = -1
+    y[1, 11] = -1
+    logits, loss = model(x, y)
+    logp = logits.log_softmax(-1)
+    kept = [-logp[b, t, y[b, t]] for b in range(2) for t in range(12) if y[b, t] >= 0]
+    assert len(kept) == 18 and loss.item() == pytest.approx((sum(kept) / 18).item(), abs=1e-6)
+
+
+def test_more_tokens_than_block_size_are_an_error():
+    with pytest.raises(ValueError, match="13 tokens are more than block_size = 12"):
+        small()(torch.zeros(1, 13, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(n_embd=15), "n_embd must be divisible by n_head"), (dict(n_layer=0), "n_layer must be at least 1"),
+    (dict(n_head=0), "n_head must be at least 1"), (dict(vocab_size=-1), "vocab_size must be at least 1"),
+    (dict(block_size=0), "block_size must be at least 1"), (dict(dropout=1.0), "dropout must be"),
+    (dict(dropout=-0.1), "dropout must be"), (dict(activation="relu"), "activation must be"),
+])  # fmt: skip
+def test_sizes_that_make_no_model_are_the_users_error(wrong, message):
+    with pytest.raises(UserError, match=message):
+        small(**wrong)
+
+
+def test_crop_block_size_keeps_the_first_positions_and_their_logits():
+    model = shaken(small())
+    x = torch.randint(23, (2, 8))
+    before = model(x, x)[0]
+    model.crop_block_size(8)
+    assert model.config.block_size == 8 and model.transformer.wpe.weight.shape == (8, 16)
+    assert isinstance(model.transformer.wpe.weight, torch.nn.Parameter)
+    assert torch.equal(model(x, x)[0], before)
+    with pytest.raises(UserError, match="at most 8, not to 9"):
+        model.crop_block_size(9)
+    with pytest.raises(ValueError, match="block_size = 8"):
+        model(torch.zeros(1, 9, dtype=torch.int64))
+
+
+# ----------------------------------------------------------------------------------------------
+# optimizer and FLOPs
+
+
+def test_matrices_and_embeddings_decay_and_biases_and_norms_do_not():
+    model = small()
+    optimizer = model.configure_optimizers(0.3, 1e-3, (0.8, 0.9), "cpu")
+    names = {id(p): name for name, p in model.named_parameters()}
+    decays, rests = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    matrices = ("wte.weight", "wpe.weight", "c_attn.weight", "c_proj.weight", "c_fc.weight")
+    assert decays == {name for name in names.values() if name.endswith(matrices)}
+    assert decays | rests == set(names.values()) and not decays & rests
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    for group in optimizer.param_groups:
+        assert group["betas"] == (0.8, 0.9) and group["lr"] == 1e-3 and group["fused"]
+
+
+def test_with_muon_the_blocks_matrices_are_muons_and_nothing_else_is():
+    model = small()
+    optimizer = model.configure_optimizers(0.3, 1e-3, (0.8, 0.9), "cpu", "muon")
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {part: [names[id(p)] for g in o.param_groups for p in g["params"]] for part, o in optimizer.parts.items()}
+    blocks = {name for name in names.values() if ".h." in name and "ln_" not in name and name.endswith("weight")}
+    assert set(found["muon"]) == blocks and len(blocks) == 8
+    assert sorted(found["muon"] + found["adamw"]) == sorted(names.values())
+
+
+BABY = GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384, bias=False)
+
+
+@pytest.fixture(scope="module")
+def baby():
+    return GPT(BABY)
+
+
+def test_the_baby_gpt_has_10_65_million_parameters(baby):
+    assert baby.get_num_params() == 10_646_784 and baby.get_num_params(False) == 10_646_784 + 256 * 384
+
+
+def test_mfu_is_the_seeds_three_figures(baby):
+    """33.22 ms, 33.23 ms and 4446.83 ms, logged as 11.07 %, 11.09 % and 9.99 %; against the A100's 312 TFLOPS."""
+    running = 0.1107
+    now = baby.estimate_mfu(64, 33.23e-3, 312e12)
+    assert f"{now:.2%}" == "11.21%"
+    running = 0.9 * running + 0.1 * now
+    assert 0.11075 <= running <= 0.11095  # from a figure that is rounded too
+    assert f"{running:.4f}" in ("0.1108", "0.1109")
+    running = 0.9 * 0.1109 + 0.1 * baby.estimate_mfu(64, 4446.83e-3, 312e12)
+    assert f"{running:.2%}" == "9.99%"
+
+
+def test_flops_are_6n_and_the_attention_term(baby):
+    """PaLM's appendix B: 6 N + 12 L H Q T a token."""
+    per_token = 6 * 10_646_784 + 12 * 6 * 6 * 64 * 256
+    assert baby.estimate_mfu(3, 2.0, 5e9) == pytest.approx(per_token * 256 * 3 / (2.0 * 5e9), rel=1e-12)
+
+
+def test_mfu_follows_a_cropped_context():
+    model = small()
+    model.crop_block_size(6)
+    n = sum(p.numel() for p in model.parameters()) - 6 * 16
+    assert model.estimate_mfu(1, 1.0, 1.0) == (6 * n + 12 * 2 * 16 * 6) * 6
+
+
+# ----------------------------------------------------------------------------------------------
+# generate
+
+
+def naive(model, idx, new, choose, window):
+    """Text without a cache: `window(length, new so far)` is how many of the last tokens are looked at."""
+    for k in range(new):
+        seen = idx[:, -window(idx.size(1), k) :]
+        logits = model(seen, seen)[0][:, -1].float()
+        idx = torch.cat([idx, choose(logits)], dim=1)
+    return idx
+
+
+def drawing(seed, temperature=1.0, top_k=None):
+    """nanoGPT's way to draw: temperature, then the k most likely, then multinomial."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(logits):
+        logits = logits / temperature
+        if top_k:
+            least = torch.topk(logits, min(top_k, logits.size(-1))).values[:, [-1]]
+            logits[logits < least] = -math.inf
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator)
+
+    return choose
+
+
+@pytest.mark.parametrize("prompt", [1, 5, 12, 30], ids=lambda n: f"{n} tokens before")
+@pytest.mark.parametrize("temperature, top_k", [(1.0, None), (0.7, 5)])
+def test_text_by_the_cache_is_that_of_the_whole_window_anew_each_time(prompt, temperature, top_k):
+    """Within the context and past it: block_size is 12."""
+    model = shaken(small(), 0.2)
+    idx = torch.randint(23, (1, prompt))
+    expected = naive(model, idx, 40, drawing(5, temperature, top_k), lambda length, k: min(length, 12))
+    torch.manual_seed(5)
+    assert torch.equal(model.generate(idx, 40, temperature, top_k), expected)
+    assert len(set(expected[0].tolist())) > 5  # and it is a text
+
+
+@pytest.mark.parametrize("step", [2, 5, 12, 100])
+@pytest.mark.parametrize("prompt", [1, 11, 12, 30])
+def test_window_step_moves_the_full_window_that_many_tokens_at_once(prompt, step):
+    """The rule, anew: where the window is full, it starts again with the last block_size - step + 1 tokens."""
+    model = shaken(small(), 0.2)
+    idx = torch.randint(23, (1, prompt))
+    state = {"window": None}
+
+    def window(length, k):
+        w = min(prompt, 12) if k == 0 else state["window"] + 1
+        state["window"] = w if w <= 12 else max(1, 12 - step + 1)
+        assert 1 <= state["window"] <= 12
+        return state["window"]
+
+    expected = naive(model, idx, 50, drawing(5), window)
+    torch.manual_seed(5)
+    assert torch.equal(model.generate(idx, 50, window_step=step), expected)
+
+
+def test_no_step_of_a_text_is_given_more_than_block_size(monkeypatch):
+    model = small()
+    seen, forward = [], GPT.forward
+
+    def watched(self, idx, targets=None, cache=None):
+        result = forward(self, idx, targets, cache)
+        seen.append((idx.size(1), cache.length))
+        return result
+
+    monkeypatch.setattr(GPT, "forward", watched)
+    for step in (1, 4):
+        seen.clear()
+        model.generate(torch.zeros(1, 3, dtype=torch.int64), 40, window_step=step)
+        assert max(length for _, length in seen) == 12 and len(seen) == 40
+        # the first of 3, nine alone while there is room, then the whole window each time or every fourth
+        anew = [size for size, _ in seen if size > 1]
+        assert anew == ([3] + [12] * 30 if step == 1 else [3] + [9] * 8), seen
+
+
+def test_temperature_0_is_the_most_likely_token():
+    model = shaken(small(), 0.2)
+    idx = torch.randint(23, (2, 4))
+    expected = naive(model, idx, 20, lambda logits: logits.argmax(-1, keepdim=True), lambda length, k: min(length, 12))
+    assert torch.equal(model.generate(idx, 20, temperature=0), expected)
+    assert torch.equal(model.generate(idx, 20, temperature=0, top_k=3), expected)
+    assert torch.equal(model.generate(idx, 20, temperature=1.0, top_k=1), expected)
+
+
+def test_top_k_draws_from_the_k_most_likely_and_from_all_of_them():
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.5, -1.0, 2.9]])
+    torch.manual_seed(0)
+    drawn = [model_module.choose(logits, 1.0, 3, None).item() for _ in range(300)]
+    assert set(drawn) == {1, 3, 5}
+    assert {model_module.choose(logits, 1.0, 99, None).item() for _ in range(2000)} == set(range(6))
+
+
+def test_temperature_sharpens_and_flattens_as_softmax_says():
+    logits = torch.tensor([[1.0, 0.0]])
+    torch.manual_seed(0)
+    for temperature in (0.5, 1.0, 2.0):
+        share = sum(model_module.choose(logits, temperature, None, None).item() == 0 for _ in range(4000)) / 4000
+        assert share == pytest.approx(1 / (1 + math.exp(-1 / temperature)), abs=0.03)
+
+
+@pytest.mark.parametrize("how", [
+    dict(temperature=0), dict(temperature=1.0), dict(temperature=5.0, top_k=3), dict(temperature=1.0, top_k=100),
+], ids=str)  # fmt: skip
+def test_ids_that_pad_the_vocabulary_are_never_drawn(how):
+    model = small()
+    with torch.no_grad():
+        model.transformer.wte.weight[20:] *= 50  # the model would have it so: 20, 21, 22 are much the likeliest
+    known = torch.arange(23) < 20
+    torch.manual_seed(1)
+    free = model.generate(torch.full((8, 1), 21), 40, **how)[:, 1:]
+    assert (free >= 20).any()
+    bound = model.generate(torch.full((8, 1), 21), 40, known=known, **how)[:, 1:]
+    assert (bound < 20).all()
+
+
+def test_each_row_with_its_own_generator_does_not_hang_on_the_others():
+    model = shaken(small(), 0.2)
+    texts = {}
+    for rows in (1, 2, 5):
+        generators = [torch.Generator().manual_seed(7 + k) for k in range(rows)]
+        texts[rows] = model.generate(torch.zeros(rows, 1, dtype=torch.int64), 30, generators=generators)
+    assert torch.equal(texts[5][:2], texts[2]) and torch.equal(texts[5][:1], texts[1])
+    assert not torch.equal(texts[5][0], texts[5][1])
+
+
+def test_stream_yields_what_generate_returns():
+    model = shaken(small(), 0.2)
+    idx = torch.randint(23, (2, 3))
+    torch.manual_seed(3)
+    whole = model.generate(idx, 20)
+    torch.manual_seed(3)
+    assert torch.equal(torch.cat([idx, *model.stream(idx, 20)], dim=1), whole)
+    assert torch.equal(model.generate(idx, 0), idx)
+
+
+# ----------------------------------------------------------------------------------------------
+# what a CPU does another way
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
+def test_each_position_modulo_8_is_dropped_at_the_same_rate(p, dtype):
+    """A random int64 whose top bit is 0 would drop every eighth twice as often (settled 2)."""
+    torch.manual_seed(0)
+    mask = keep_mask(torch.empty(400_000, dtype=dtype), p)
+    assert mask.dtype == dtype and set(mask.unique().tolist()) == {0.0, mask.max().item()}
+    rates = (mask.view(-1, 8) == 0).float().mean(0)
+    # 50,000 draws: a standard deviation is at most 0.0023; p is rounded to a 256th
+    assert (rates - p).abs().max() < 0.012, rates
+    kept = 1 - round(256 * p) / 256
+    assert mask.max().item() == pytest.approx(1 / kept, rel=1e-6 if dtype == torch.float32 else 4e-3)
+    assert mask.float().mean().item() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [(3,), (8,), (5, 7), (1,)])
+def test_masks_of_every_size_fit(shape):
+    assert keep_mask(torch.empty(shape), 0.3).shape == shape
+
+
+def test_dropout_is_for_training_only_and_drops_the_gradient_with_the_value():
+    dropout = model_module.Dropout(0.5)
+    x = torch.ones(1000, requires_grad=True)
+    y = dropout(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach()) and set(y.detach().unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(dropout.eval()(x), x) and torch.equal(model_module.Dropout(0.0)(x), x)
+
+
+def test_two_masks_are_not_alike():
+    x = torch.empty(10_000)
+    assert 0.4 < (keep_mask(x, 0.5) == keep_mask(x, 0.5)).float().mean() < 0.6
+
+
+def naive_attention(q, k, v, keep):
+    return reference.attention(q, k, v, keep)
+
+
+@pytest.mark.parametrize("T", [1, 7, 64, 65, 150, 600])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_attention_in_stretches_is_plain_attention_forward_and_backward(monkeypatch, T, p):
+    """In float64 against attention written out; dropout by masks that both sides know."""
+    torch.manual_seed(0)
+    n, hs = (2, 8) if T > 500 else (3, 8)
+    q, k, v, dy = torch.randn(4, n, T, hs, dtype=torch.float64).unbind()
+    whole, asked = torch.ones(n, T, T, dtype=torch.float64), []
+
+    def known_mask(att, p):
+        start = asked[-1] if asked else 0
+        asked.append(start + att.size(1))
+        mask = (torch.rand(att.shape, dtype=att.dtype) >= p) / (1 - p)
+        whole[:, start : start + att.size(1), : att.size(2)] = mask
+        return mask
+
+    monkeypatch.setattr(model_module, "keep_mask", known_mask)
+    ours = [t.clone().requires_grad_() for t in (q, k, v)]
+    y = CPUAttention.apply(*ours, p)
+    y.backward(dy)
+    assert asked[-1:] == ([T] if p else [])
+    theirs = [t.clone().requires_grad_() for t in (q, k, v)]
+    expected = naive_attention(*theirs, whole)
+    expected.backward(dy)
+    torch.testing.assert_close(y, expected, atol=1e-10, rtol=1e-10)
+    for a, b, name in zip(ours, theirs, "qkv", strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-9, rtol=1e-9, msg=lambda m, name=name: f"d{name}: {m}")
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
+def test_attention_in_stretches_keeps_to_its_dtype(dtype, tolerance):
+    torch.manual_seed(0)
+    q, k, v, dy = torch.randn(4, 2, 100, 16).unbind()
+    exact = [t.double().requires_grad_() for t in (q, k, v)]
+    expected = naive_attention(*exact, 1.0)
+    expected.backward(dy.double())
+    ours = [t.to(dtype).requires_grad_() for t in (q, k, v)]
+    y = CPUAttention.apply(*ours, 0.0)
+    y.backward(dy.to(dtype))
+    assert y.dtype == dtype
+    for a, b in [(y, expected), *((a.grad, b.grad) for a, b in zip(ours, exact, strict=True))]:
+        assert (a.double() - b).abs().max() < tolerance * b.abs().max()
+
+
+def test_a_training_step_with_dropout_0_has_the_same_gradients_whichever_attention(monkeypatch):
+    """CPUAttention in bfloat16 or with dropout, torch's own in float32 without: here the same model by both."""
+    x, y = torch.randint(23, (2, 3, 12)).unbind()
+    grads = []
+    for dropout in (0.0, 1e-9):  # so small that no byte falls under it, but dropout it is
+        model = shaken(small(dropout=dropout), 0.1).train()
+        model(x, y)[1].backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------
+# the loss of a large vocabulary
+
+
+def losses_and_gradients(x, weight, targets, dtype):
+    """Ours: (loss, dx, dweight)."""
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    loss = ChunkedCrossEntropy.apply(x, weight, targets, dtype)
+    (3 * loss).backward()
+    return loss.detach(), x.grad, weight.grad
+
+
+def exact_losses_and_gradients(x, weight, targets):
+    """torch's cross_entropy, in float64."""
+    x, weight = x.double().requires_grad_(), weight.double().requires_grad_()
+    loss = F.cross_entropy(x @ weight.T, targets, ignore_index=-1)
+    (3 * loss).backward()
+    return loss.detach(), x.grad, weight.grad
+
+
+@pytest.mark.parametrize("rows, softmax_rows", [(2048, 64), (16, 64), (16, 8), (10, 3), (1, 1)])
+@pytest.mark.parametrize("ignored", [0, 1, 20])
+def test_the_loss_in_chunks_is_cross_entropy(monkeypatch, rows, softmax_rows, ignored):
+    monkeypatch.setattr(model_module, "LOSS_ROWS", rows)
+    monkeypatch.setattr(model_module, "SOFTMAX_ROWS", softmax_rows)
+    torch.manual_seed(0)
+    x, weight = torch.randn(37, 8), torch.randn(50, 8)
+    targets = torch.randint(50, (37,))
+    targets[torch.randperm(37)[:ignored]] = -1
+    ours, exact = losses_and_gradients(x, weight, targets, x.dtype), exact_losses_and_gradients(x, weight, targets)
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [2048, 10])
+def test_the_loss_in_chunks_holds_in_bfloat16(monkeypatch, rows):
+    monkeypatch.setattr(model_module, "LOSS_ROWS", rows)
+    torch.manual_seed(0)
+    x, weight, targets = torch.randn(37, 8), torch.randn(50, 8), torch.randint(50, (37,))
+    targets[5] = -1
+    exact = exact_losses_and_gradients(x, weight, targets)
+    ours = losses_and_gradients(x, weight, targets, torch.bfloat16)
+    assert ours[1].dtype == ours[2].dtype == torch.float32  # the parameters' own
+    assert ours[0].item() == pytest.approx(exact[0].item(), rel=1e-2)
+    for a, b in zip(ours[1:], exact[1:], strict=True):
+        assert (a.double() - b).abs().max() < 0.03 * b.abs().max()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_in_training_a_large_vocabulary_has_the_loss_and_gradients_of_a_plain_head(monkeypatch, autocast):
+    x, y = torch.randint(23, (2, 3, 12)).unbind()
+    y[0, :3] = -1
+    found = []
+    for large in (10**9, 1):
+        monkeypatch.setattr(model_module, "LARGE_VOCABULARY", large)
+        monkeypatch.setattr(model_module, "LOSS_ROWS", 8)
+        model = shaken(small(), 0.1).train()
+        with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+            logits, loss = model(x, y)
+        assert (logits is None) == (large == 1)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+        with torch.no_grad():
+            assert model.eval()(x, y)[0].shape == (3, 12, 23)  # evaluation has its logits
+    for a, b in zip(*found, strict=True):
+        scale = a.abs().max().item() + 1e-6
+        assert (a - b).abs().max().item() < (0.03 if autocast else 1e-5) * scale
