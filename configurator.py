@@ -425,10 +425,35 @@ class Processes:
     def join(self, backend):
         """Meets the others. What the hosts agree on travels by gloo, beside the gradients."""
         if self.several:
-            dist.init_process_group(backend)
+            place = {"store": self._own_store(), "rank": self.rank, "world_size": self.world_size}
+            dist.init_process_group(backend, **(place if place["store"] else {}))
             sys.excepthook = _report  # torch has put one before it, which holds back what a hook that exits has printed
             # a day: while one process saves a large model, or evaluates, the others wait here and nowhere else
             self.hosts = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+
+    def _own_store(self):
+        """torchrun's store under a prefix that is this start of the group's alone, or None where the whole store is.
+
+        It outlives a restart, and who then found the addresses that dead processes left there would hang. So
+        process 0 draws the prefix, and tells it to each process that asks by a number drawn for this start.
+        """
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return None
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        prefix = drawn = os.urandom(8).hex()
+        if self.rank > 0:
+            store.set(f"rank {self.rank} asks", drawn)
+            prefix = store.get(f"answer to {drawn}").decode()  # waits for it
+            store.set(f"rank {self.rank} knows {prefix}", "")
+        for rank in range(1, self.world_size) if self.rank == 0 else ():
+            deadline = time.monotonic() + 600
+            while not store.check([f"rank {rank} knows {prefix}"]):
+                if store.check([f"rank {rank} asks"]):  # maybe one that is dead, whom the next will overwrite
+                    store.set("answer to " + store.get(f"rank {rank} asks").decode(), prefix)
+                if time.monotonic() > deadline:
+                    raise OSError(f"process {rank} has not come for 10 minutes")
+                time.sleep(0.01)
+        return dist.PrefixStore(prefix, store)
 
     def largest(self, number):
         """The largest of the numbers that the processes call this with."""

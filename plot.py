@@ -66,12 +66,9 @@ def labels(out_dirs):
     names = [name for name in names if any(config.get(name) != known[0].get(name) for config in known)]
     texts = [", ".join(f"{name}={config[name]}" for name in names if name in config) for config in configs]
     folders = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]
-    for i, text in enumerate(texts):
-        if not text:
-            texts[i] = folders[i]
-        elif texts.count(text) > 1:
-            texts[i] = f"{text} ({folders[i]})"
-    return texts
+    twice = {text for text in texts if texts.count(text) > 1}
+    return [f"{text} ({folder})" if text and text in twice else text or folder
+            for text, folder in zip(texts, folders, strict=True)]  # fmt: skip
 
 
 def thin(x, y):

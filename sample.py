@@ -72,7 +72,10 @@ if start.startswith("FILE:"):
 torch.set_float32_matmul_precision("high" if device.startswith("cuda") else "highest")
 for parameter in model.parameters():  # matrices once, here, rather than by autocast for every token
     parameter.data = parameter.data.to(device, getattr(torch, dtype) if parameter.dim() >= 2 else torch.float32)
-if pick_compile(compile, device):
+compile, remark = pick_compile(compile, device)
+if remark:
+    print(remark, file=sys.stderr)
+if compile:
     model.forward = torch.compile(model.forward, dynamic=True)
 first_state = torch.get_rng_state()
 

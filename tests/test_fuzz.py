@@ -259,12 +259,12 @@ VALUES = st.one_of(
     st.text(max_size=12),
     st.integers().map(str),
     st.floats().map(str),
-    st.sampled_from(
-        ["", "=", "[", "{[]: 1}", "{{}: 1}", "None", "True", "1" * 400, "1" * 5000, "0x" + "f" * 6000, "1e400", "-1",
-         "nan", "inf", "-inf", "1_000", "1.", ".", "'", '"""', "(" * 300, "-" * 500 + "1", "lambda: 1",
-         "__import__('os')", "b'x'", "f'{x}'", "1j", "auto", "cpu:", "cpu:0", "cpu:00", "cuda", "cuda:99", "cuda:\u00b2",
-         "cpu:-1", "meta", "\udcff", "\u2028", "../..", "/dev/null", "float64", "0", "1", "'\\d'", "'\\N{dash}'", "1if 1else 2"]
-    ),
+    st.sampled_from([
+        "", "=", "[", "{[]: 1}", "{{}: 1}", "None", "True", "1" * 400, "1" * 5000, "0x" + "f" * 6000, "1e400", "-1",
+        "nan", "inf", "-inf", "1_000", "1.", ".", "'", '"""', "(" * 300, "-" * 500 + "1", "lambda: 1", "1j", "auto",
+        "__import__('os')", "b'x'", "f'{x}'", "cpu:", "cpu:0", "cpu:00", "cuda", "cuda:99", "cuda:\u00b2", "cpu:-1",
+        "meta", "\udcff", "\u2028", "../..", "/dev/null", "float64", "0", "1", "'\\d'", "'\\N{dash}'", "1if 1else 2",
+    ]),
 )  # fmt: skip
 ARGUMENTS = st.lists(
     st.one_of(

@@ -1,0 +1,129 @@
+"""sample.py's output: streamed or not the same text, whole characters only, prompts from stdin, closed pipes."""
+
+import codecs
+import io
+import random
+import runpy
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CHARACTERS, ROOT, flags
+from data.tokens import CharCodec
+
+from model import GPT, GPTConfig
+
+
+@pytest.fixture(scope="module")
+def out_dir(tmp_path_factory):
+    """A model that was never trained, over characters of one to four bytes, whose data folder is gone."""
+    torch.manual_seed(0)
+    characters = CHARACTERS[:50] + "äΩ中文😀é"
+    itos = dict(enumerate(characters))
+    meta = {"vocab_size": len(itos), "itos": itos, "stoi": {c: i for i, c in itos.items()}}
+    arguments = dict(block_size=16, vocab_size=len(itos), n_layer=1, n_head=2, n_embd=16, dropout=0.0, bias=False)
+    checkpoint = {
+        "model": GPT(GPTConfig(**arguments)).state_dict(), "optimizer": {}, "model_args": arguments, "iter_num": 1,
+        "best_val_loss": 1.0, "config": {"dataset": "gone"}, "meta": meta,
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("model")
+    torch.save(checkpoint, folder / "ckpt.pt")
+    return folder
+
+
+class Recorder(io.StringIO):
+    """A stdout that notes what had been written at each flush."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = []
+
+    def flush(self):
+        self.shown.append(self.getvalue())
+
+
+@pytest.fixture
+def sample(out_dir, monkeypatch):
+    """sample(**settings) -> (stdout as a Recorder, stderr), in this process."""
+
+    def sample(stdin="", **settings):
+        settings = {"out_dir": out_dir, "device": "cpu", "dtype": "float32", "start": "ab", "temperature": 1.5} | settings
+        monkeypatch.setattr(sys, "argv", ["sample.py", *flags(settings)])
+        recorder, errors = Recorder(), io.StringIO()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", recorder)
+            patch.setattr(sys, "stderr", errors)
+            data = stdin if isinstance(stdin, bytes) else stdin.encode()
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+            runpy.run_path(str(ROOT / "sample.py"), run_name="__main__")
+        return recorder, errors.getvalue()
+
+    return sample
+
+
+def test_a_streamed_sample_is_the_first_of_several(sample):
+    alone = sample(num_samples=1, max_new_tokens=60)[0].getvalue()
+    several = sample(num_samples=3, max_new_tokens=60)[0].getvalue()
+    assert several.startswith(alone) and several.count("\n" + "-" * 15 + "\n") == 3
+    assert alone.startswith("ab") and len(alone) == 2 + 60 + len("\n" + "-" * 15 + "\n")
+
+
+def test_one_sample_appears_token_by_token(sample):
+    shown = sample(num_samples=1, max_new_tokens=20)[0].shown
+    lengths = list(dict.fromkeys(map(len, shown)))
+    assert lengths[:21] == list(range(2, 23))  # the prompt, then a character at a time
+
+
+def test_no_new_tokens_print_the_prompt(sample):
+    assert sample(num_samples=1, max_new_tokens=0)[0].getvalue() == "ab\n" + "-" * 15 + "\n"
+
+
+def test_a_character_split_over_tokens_is_held_back_until_it_is_whole(sample, monkeypatch):
+    """As byte-pair tokens do: here every piece is one byte of a text with characters of one to four."""
+    text = "naïve 中文 😀"
+    spelt = text.encode()
+    monkeypatch.setattr(CharCodec, "encode", lambda self, _: [0])
+    monkeypatch.setattr(CharCodec, "piece", lambda self, i, left=iter([b">", *(bytes([b]) for b in spelt)]): next(left))
+    recorder, _ = sample(num_samples=1, max_new_tokens=len(spelt))
+    assert recorder.getvalue() == f">{text}\n" + "-" * 15 + "\n"
+    assert all(f">{text}".startswith(shown) for shown in recorder.shown if "\n" not in shown)
+    assert not any("\ufffd" in shown for shown in recorder.shown)
+
+
+def test_pieces_decoded_one_by_one_are_the_text_decoded_at_once():
+    """The equality that streaming rests on, for bytes that are no UTF-8 as well."""
+    rng = random.Random(0)
+    for _ in range(2000):
+        pieces = [bytes(rng.choice(b"a\xc3\xa9\xe4\xb8\xad\xf0\x9f\x98\x80\xff") for _ in range(rng.randrange(1, 4)))
+                  for _ in range(rng.randrange(12))]  # fmt: skip
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        assert "".join(map(decoder.decode, pieces)) + decoder.decode(b"", True) == b"".join(pieces).decode("utf-8", "replace")
+
+
+def test_interactive_answers_each_line_and_goes_on_after_one_it_cannot(sample):
+    recorder, errors = sample(b"ab\n\nab%\n\xff\nb", interactive=True, max_new_tokens=5)
+    answers = recorder.getvalue().split("\n" + "-" * 15 + "\n")
+    assert len(answers) == 3 and answers[0][:2] == "ab" and answers[1][0] == "b" and not answers[2]
+    assert errors.splitlines() == [
+        "error: the prompt is empty: give at least one character",
+        "error: the vocabulary has no character '%' (U+0025)",
+        "error: the vocabulary has no character '\ufffd' (U+FFFD)",
+    ]
+
+
+def test_an_answer_does_not_hang_on_the_prompts_before_it(sample):
+    ones = [sample(f"{first}\nab\n", interactive=True, max_new_tokens=9)[0].getvalue() for first in ("b", "%", "abab")]
+    assert len({text.split("-" * 15 + "\n")[-2] for text in ones}) == 1
+
+
+@pytest.mark.parametrize("settings", ["--num_samples=1 --max_new_tokens=3000", "--num_samples=2", "--help"])
+def test_a_closed_pipe_ends_quietly(out_dir, settings):
+    """Closed in the middle of the text, before it, and at the interpreter's own last flush."""
+    command = [sys.executable, str(ROOT / "sample.py"), f"--out_dir={out_dir}", "--device=cpu", *settings.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        if "3000" in settings:
+            process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
