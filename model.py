@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from configurator import UserError
 
@@ -324,7 +325,7 @@ class GPT(nn.Module):
                 raise ValueError(f"{name} should be {size}, and is {there if name in stored else 'missing'}")
         if sum(name.endswith(".ln_1.weight") for name in stored) != config.n_layer:
             raise ValueError(f"it is not of n_layer = {config.n_layer}")
-        with torch.device("meta"):  # no memory, no random numbers
+        with WithoutInit():
             model = cls(config)
         weights = model.state_dict()
         del weights["lm_head.weight"]  # tied, so that most files leave it out
@@ -334,14 +335,12 @@ class GPT(nn.Module):
             tensor = tensor.mT if name.endswith(TRANSPOSED) and tensor.dim() == 2 else tensor
             if tensor.shape != parameter.shape or not tensor.is_floating_point():
                 raise ValueError(f"{name} should be floats {list(parameter.shape)}, and is {list(tensor.shape)}")
-            weights[name] = torch.empty(parameter.shape).copy_(tensor)
-        head = weights["lm_head.weight"] = weights["transformer.wte.weight"]
-        if "lm_head.weight" in stored and not file.get_tensor(stored.pop("lm_head.weight")).float().equal(head):
+            parameter.copy_(tensor)
+        wte = weights["transformer.wte.weight"]
+        if "lm_head.weight" in stored and not file.get_tensor(stored.pop("lm_head.weight")).float().equal(wte):
             raise ValueError("its lm_head is not tied to its wte")
         if others := [name for name in stored if not name.endswith((".attn.bias", ".attn.masked_bias"))]:  # the masks
             raise ValueError(f"it has weights that are not a GPT-2's: {', '.join(others[:3])}")
-        model.load_state_dict(weights, assign=True)
-        model.lm_head.weight = model.transformer.wte.weight  # tied anew: assigned, each is a Parameter of its own
         return model
 
     def get_num_params(self, non_embedding=True):
@@ -424,6 +423,18 @@ class GPT(nn.Module):
 
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # (in, out) in GPT-2's files, (out, in) in Linear
+
+
+class WithoutInit(TorchFunctionMode):
+    """Modules made within it keep their weights as the memory was found: nothing is drawn, and no page touched.
+
+    torch.device("meta") would do, but its normal_ imports the whole compiler.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 def gpt2_files(name_or_path):

@@ -1,4 +1,4 @@
-"""Several processes: torchrun launches on loopback, and ranks started one by one where torchrun itself is not the point.
+"""Several processes: torchrun launches on loopback, and ranks started one by one where it is not the point.
 
 A rank started by itself has the environment that torchrun gives it; it is forked from a warm process,
 which saves most of a launch's time.
@@ -8,6 +8,7 @@ import csv
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -59,7 +60,7 @@ if what == "gradients":  # the first step's gradients, and how many times each i
 
 if what == "slow":  # collectives that give up after 3 s, saves that take 5 and an evaluation slow on one rank
     init, save, get = dist.init_process_group, checkpoint.save, data.bins.open_bin
-    dist.init_process_group = lambda backend: init(backend, timeout=datetime.timedelta(seconds=3))
+    dist.init_process_group = lambda *a, **k: init(*a, **k, timeout=datetime.timedelta(seconds=3))
     checkpoint.save = lambda *args: time.sleep(5) or save(*args)
     def slow_open(path):
         if rank == 1 and path.endswith("val.bin"):
@@ -108,13 +109,27 @@ def ranks(start):
     def ranks(n, *arguments, script="train.py", cwds=None, env=None, **options):
         shared = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
                   "OMP_NUM_THREADS": 1} | (env or {})  # fmt: skip
-        return [
+        running = [
             start(script, *arguments, cwd=cwds and cwds[r], **options,
                   env={k: str(v) for k, v in (shared | {"RANK": r, "LOCAL_RANK": r}).items()})
             for r in range(n)
         ]  # fmt: skip
+        started.extend(running)
+        return running
 
+    started = []
+    ranks.started = started
     return ranks
+
+
+@pytest.fixture(autouse=True)
+def no_rank_stays(ranks):
+    """A failed test's processes would slow down all that follow."""
+    yield
+    while ranks.started:
+        each = ranks.started.pop()
+        if each.code is None:
+            each.process.kill()
 
 
 @pytest.fixture(scope="session")
@@ -183,7 +198,7 @@ def places(losses):
 
 
 def joined(*parts):
-    """The losses of a run in several parts, of which a later one may repeat the end of the earlier: those must agree."""
+    """The losses of a run in parts, of which one may repeat the end of the one before: those must agree."""
     found = {}
     for losses in parts:
         for line in losses:
@@ -432,9 +447,7 @@ def test_a_checkpoint_of_fsdps_is_whole_and_the_same_as_ddps(whole):
 
 @pytest.fixture(scope="module")
 def half_way(run_ranks, tmp_path_factory):
-    """half_way(sharding) -> (out_dir, losses) of RUN's first 30 iterations; a function that copies it."""
-    import shutil
-
+    """half_way(sharding, to) -> the losses of RUN's first 30 iterations, whose out_dir is copied to `to`."""
     done = {}
 
     def half_way(sharding, to):
@@ -466,8 +479,8 @@ def test_a_run_of_fsdps_goes_on_in_one_process_or_in_four_which_is_said(run, run
         result = run("train.py", *arguments) if n == 1 else run_ranks(n, *arguments)
         assert f"the run had 2 processes and has {n} now: from here on other batches come" in result.stdout
         assert places(result.losses)[0] == ("iter", 30) and places(result.losses)[-1] == ("iter", 45)
-        at = float(before[-1][2])
-        assert all(abs(float(line[2]) - at) < 0.5 for line in result.losses), (before[-1], result.losses)
+        start, end = float(before[-1][2]), float(result.losses[-1][2])
+        assert float(result.losses[0][2]) < start + 0.1 and end < start, (before[-1], result.losses)
 
 
 def test_sample_reads_a_checkpoint_of_fsdps(run, whole):
@@ -540,14 +553,13 @@ def test_a_rank_whose_peer_is_killed_ends_and_saves_nothing(ranks, tmp_path, sha
     settings = RUN | dict(max_iters=10**6, eval_interval=20, sharding=sharding, out_dir=tmp_path / "out")
     running = ranks(2, *flags(settings))
     running[0].wait_for("iter 25:")
-    kept = [(tmp_path / "out" / name).stat().st_mtime_ns for name in ("ckpt.pt", "last.pt")]
     running[gone].signal(signal.SIGKILL)
     left, start = running[1 - gone].end(), time.monotonic()
     assert left.returncode == 1 and time.monotonic() - start < 20
     assert len(left.stderr.splitlines()) == 1 and "another process is gone" in left.stderr, left.stderr
     assert "stopped at" not in left.stdout
-    if f"iter {40}:" not in running[0].read()[0]:  # no later evaluation has saved
-        assert [(tmp_path / "out" / name).stat().st_mtime_ns for name in ("ckpt.pt", "last.pt")] == kept
+    assert not (tmp_path / "out" / "last.pt").exists()  # written only when a run stops, or between evaluations
+    assert load(tmp_path / "out" / "ckpt.pt")["iter_num"] % 20 == 0
 
 
 def test_a_rank_whose_peer_is_killed_in_an_evaluation_ends(ranks, tmp_path):
@@ -567,14 +579,10 @@ def test_slow_saves_and_evaluations_do_not_trip_the_time_out_of_collectives(run_
     assert result.losses == [line for line in whole("ddp")[1][0].losses if line[1] <= 21]
 
 
-def nodes(port, node, *options):
-    return [f"--nnodes=2 --node_rank={node} --master_addr=127.0.0.1 --master_port={port}".split(), *options]
-
-
 def test_two_nodes_print_the_losses_of_two_processes(torchrun, whole, tmp_path):
     port = free_port()
     both = [
-        torchrun(*flags(RUN, out_dir=tmp_path / "out"), n=1,
+        torchrun(*flags(RUN, out_dir=tmp_path / "out"), n=1, env={"OMP_NUM_THREADS": "1"},
                  options=["--nnodes=2", f"--node_rank={r}", "--master_addr=127.0.0.1", f"--master_port={port}"])
         for r in range(2)
     ]  # fmt: skip
@@ -588,7 +596,7 @@ def test_a_killed_worker_on_either_of_two_nodes_leads_to_a_restart_that_goes_on_
     options = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=a-job",
                "--max-restarts=3"]  # fmt: skip
     arguments = flags(RUN, save_interval=5, out_dir=tmp_path / "out")
-    both = [torchrun(*arguments, n=1, options=options) for _ in range(2)]
+    both = [torchrun(*arguments, n=1, options=options, env={"OMP_NUM_THREADS": "1"}) for _ in range(2)]
 
     def printed():
         return "".join(each.read()[0] for each in both)
@@ -625,7 +633,7 @@ def test_rank_0_killed_under_standalone_torchrun_is_restarted_and_goes_on_exactl
 def test_a_finished_run_leaves_with_0_every_time(torchrun, tmp_path):
     """gloo used to abort finished processes as they left."""
     for k in range(10):
-        settings = TINY | dict(gradient_accumulation_steps=2, sharding=("ddp", "fsdp")[k % 2], out_dir=tmp_path / str(k))
-        result = torchrun(*flags(settings)).end()
+        settings = TINY | dict(gradient_accumulation_steps=2, sharding=("ddp", "fsdp")[k % 2])
+        result = torchrun(*flags(settings, out_dir=tmp_path / str(k))).end()
         assert result.returncode == 0, result
         assert "terminate" not in result.stderr

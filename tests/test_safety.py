@@ -658,7 +658,7 @@ def test_a_second_run_on_one_folder_is_refused_in_one_line(start, train, tmp_pat
     first = start("train.py", *flags(SMALL, out_dir=tmp_path, max_iters=10**6), env=ONE_THREAD)
     first.wait_for("iter 1:")
     for init_from in ("scratch", "auto"):
-        line = error_line(train(SMALL, expect=2, out_dir=tmp_path, init_from=init_from))
+        line = error_line(train(SMALL, expect=2, out_dir=tmp_path, init_from=init_from, max_iters=10**6))
         assert f"another run is writing to {tmp_path}" in line
     assert first.code is None and not [p for p in tmp_path.iterdir() if p.is_dir()]
     first.signal(signal.SIGKILL)

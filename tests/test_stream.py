@@ -48,7 +48,8 @@ def sample(out_dir, monkeypatch):
     """sample(**settings) -> (stdout as a Recorder, stderr), in this process."""
 
     def sample(stdin="", **settings):
-        settings = {"out_dir": out_dir, "device": "cpu", "dtype": "float32", "start": "ab", "temperature": 1.5} | settings
+        fixed = {"out_dir": out_dir, "device": "cpu", "dtype": "float32", "start": "ab", "temperature": 1.5}
+        settings = fixed | settings
         monkeypatch.setattr(sys, "argv", ["sample.py", *flags(settings)])
         recorder, errors = Recorder(), io.StringIO()
         with monkeypatch.context() as patch:
@@ -84,7 +85,8 @@ def test_a_character_split_over_tokens_is_held_back_until_it_is_whole(sample, mo
     text = "naïve 中文 😀"
     spelt = text.encode()
     monkeypatch.setattr(CharCodec, "encode", lambda self, _: [0])
-    monkeypatch.setattr(CharCodec, "piece", lambda self, i, left=iter([b">", *(bytes([b]) for b in spelt)]): next(left))
+    left = iter([b">", *(bytes([byte]) for byte in spelt)])
+    monkeypatch.setattr(CharCodec, "piece", lambda self, i: next(left))
     recorder, _ = sample(num_samples=1, max_new_tokens=len(spelt))
     assert recorder.getvalue() == f">{text}\n" + "-" * 15 + "\n"
     assert all(f">{text}".startswith(shown) for shown in recorder.shown if "\n" not in shown)
@@ -98,7 +100,8 @@ def test_pieces_decoded_one_by_one_are_the_text_decoded_at_once():
         pieces = [bytes(rng.choice(b"a\xc3\xa9\xe4\xb8\xad\xf0\x9f\x98\x80\xff") for _ in range(rng.randrange(1, 4)))
                   for _ in range(rng.randrange(12))]  # fmt: skip
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        assert "".join(map(decoder.decode, pieces)) + decoder.decode(b"", True) == b"".join(pieces).decode("utf-8", "replace")
+        one_by_one = "".join(map(decoder.decode, pieces)) + decoder.decode(b"", True)
+        assert one_by_one == b"".join(pieces).decode("utf-8", "replace")
 
 
 def test_interactive_answers_each_line_and_goes_on_after_one_it_cannot(sample):
@@ -117,7 +120,9 @@ def test_an_answer_does_not_hang_on_the_prompts_before_it(sample):
     assert len({text.split("-" * 15 + "\n")[-2] for text in ones}) == 1
 
 
-@pytest.mark.parametrize("settings", ["--num_samples=1 --max_new_tokens=3000", "--num_samples=2", "--help"])
+@pytest.mark.parametrize(
+    "settings", ["--num_samples=1 --max_new_tokens=3000", "--num_samples=2 --max_new_tokens=20", "--help"]
+)
 def test_a_closed_pipe_ends_quietly(out_dir, settings):
     """Closed in the middle of the text, before it, and at the interpreter's own last flush."""
     command = [sys.executable, str(ROOT / "sample.py"), f"--out_dir={out_dir}", "--device=cpu", *settings.split()]

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, SYNTHETIC, TINY, error_line, flags, parse, tree
+from conftest import GOLDEN, SYNTHETIC, TINY, error_line, flags, parse, tree
 from reference import losses_of_a_run
 
 DEFAULTS = dict(seed=1337, weight_decay=1e-1, beta1=0.9, beta2=0.95, grad_clip=1.0, decay_lr=True)  # nanoGPT's
@@ -188,7 +188,8 @@ def test_log_csv_has_a_row_for_each_printed_loss(synthetic_run):
     found = []
     for row in rows:
         loss, val = (f"{float(row[name]):.4f}" if row[name] else None for name in ("train_loss", "val_loss"))
-        found.append(("step", int(row["iter"]), loss, val) if row["kind"] == "eval" else ("iter", int(row["iter"]), loss))
+        n = int(row["iter"])
+        found.append(("step", n, loss, val) if row["kind"] == "eval" else ("iter", n, loss))
     assert found == synthetic_run[1].losses
 
 
@@ -220,14 +221,14 @@ def test_our_checkpoint_is_one_of_nanogpts(synthetic_run, name):
     )
     assert saved["iter_num"] == {"ckpt.pt": 150, "last.pt": 151}[name]
     assert float(saved["best_val_loss"]) == pytest.approx(1.6349, abs=2e-4)  # golden/synthetic.csv, the least
-    assert saved["config"] == saved["config"] | {k: v for k, v in SYNTHETIC.items()} | {"out_dir": str(synthetic_run[0])}
+    assert saved["config"] == saved["config"] | SYNTHETIC | {"out_dir": str(synthetic_run[0])}
     # the optimizer state fits torch's AdamW over nanoGPT's groups: matrices first, then the norms
     shapes = [s for n, s in nanogpt_shapes(61, 64, 32, 2).items() if n != "lm_head.weight"]
     groups = [[torch.zeros(s) for s in shapes if len(s) == k] for k in (2, 1)]
-    optimizer = torch.optim.AdamW([{"params": g} for g in groups])
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups])
     optimizer.load_state_dict(saved["optimizer"])
-    for group, state in ((g, optimizer.state[g]) for group in groups for g in group):
-        assert state["exp_avg"].shape == group.shape or sorted(state["exp_avg"].shape) == sorted(group.shape)
+    for parameter in sum(groups, []):
+        assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
     assert saved["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.95)
     assert [group["weight_decay"] for group in saved["optimizer"]["param_groups"]] == [0.1, 0.0]
 
@@ -343,7 +344,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(start, run, tmp_path, numbe
 
 
 def test_a_run_stopped_three_times_goes_on_as_if_it_had_not_been(start, run, tmp_path):
-    settings = LONGER | dict(dropout=0.1, eval_iters=30, eval_interval=4, max_iters=36)  # stopped in evaluations, mostly
+    settings = LONGER | dict(dropout=0.1, eval_iters=30, eval_interval=4, max_iters=36)  # mostly evaluations
     whole = run("train.py", *flags(settings, out_dir=tmp_path / "whole")).losses
     joined, arguments = [], flags(settings, out_dir=tmp_path / "out")
     for text in ("step 8:", "iter 15:", "step 28:"):
@@ -448,7 +449,8 @@ def test_optimizer_settings_changed_on_resume_take_effect(run, half_way, tmp_pat
     """A group loaded from a checkpoint brings its own, and turns fused off (shared/DESIGN.md, settled 3)."""
     shutil.copytree(half_way[0], tmp_path / "out")
     changed = {name: value}
-    result = run("train.py", *flags(out_dir=tmp_path / "out", init_from="resume", device="cpu", max_iters=29, **changed))
+    more = flags(init_from="resume", device="cpu", max_iters=29, **changed)
+    result = run("train.py", f"--out_dir={tmp_path / 'out'}", *more)
     assert [line for line in result.lines if line.startswith(f"{name} is now {value}")]
     saved = load(tmp_path / "out" / "last.pt")
     matrices, vectors = saved["optimizer"]["param_groups"]
@@ -456,7 +458,7 @@ def test_optimizer_settings_changed_on_resume_take_effect(run, half_way, tmp_pat
     assert matrices["betas"] == vectors["betas"] == (expected["beta1"], expected["beta2"])
     assert matrices["weight_decay"] == expected["weight_decay"] and vectors["weight_decay"] == 0.0
     assert matrices["fused"] and vectors["fused"]
-    # and not on paper only: ten more iterations of a plain AdamW with these settings, from the same state
+    # and not on paper only: the weights are others
     assert not torch.equal(saved["model"]["transformer.wte.weight"], half_way[1]["transformer.wte.weight"])
 
 
@@ -475,11 +477,9 @@ def test_betas_and_decay_changed_on_resume_give_adamws_own_losses(run, synthetic
 
 def test_resume_crops_the_context_where_a_smaller_block_size_is_given(run, synthetic_run, tmp_path):
     shutil.copytree(synthetic_run[0], tmp_path / "out")
-    arguments = flags(out_dir=tmp_path / "out", init_from="resume", device="cpu", block_size=16, max_iters=152)
-    shape = (16, 64)
-    run("train.py", *arguments, expect=0)
+    run("train.py", *flags(out_dir=tmp_path / "out", init_from="resume", device="cpu", block_size=16, max_iters=152))
     saved = load(tmp_path / "out" / "last.pt")
-    assert saved["model"]["transformer.wpe.weight"].shape == shape and saved["model_args"]["block_size"] == 16
+    assert saved["model"]["transformer.wpe.weight"].shape == (16, 64) and saved["model_args"]["block_size"] == 16
 
 
 def test_the_newer_of_the_two_checkpoints_that_is_whole_is_resumed(run, synthetic_run, tmp_path):
@@ -555,24 +555,7 @@ def test_wandb_that_is_not_installed_is_one_line_with_the_pip_install(run, own_p
     assert "pip install wandb" in error_line(result)
 
 
-@pytest.mark.slow
-def test_a_compiled_run_has_the_losses_of_an_eager_one_and_compiles_no_graph_twice(run, tmp_path):
-    if not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("no C++ compiler")
-    settings = SYNTHETIC | dict(max_iters=60, eval_interval=20)
-    eager = run("train.py", *flags(settings, out_dir=tmp_path / "a")).losses
-    environment = {"TORCH_LOGS": "recompiles"}
-    arguments = flags(settings | dict(compile=True), out_dir=tmp_path / "b")
-    compiled = run("train.py", *arguments, env=environment, interpreter=True)
-    assert "compile True" in compiled.stdout
-    for ours, theirs in zip(compiled.losses, eager, strict=True):
-        assert all(abs(float(a) - float(b)) < 2e-3 for a, b in zip(ours[2:], theirs[2:], strict=True)), (ours, theirs)
-    recompiled_late = compiled.stderr.count("Recompiling function")
-    assert recompiled_late <= 2, compiled.stderr  # training and evaluation, and no more
-
-
 def test_the_readers_of_the_lines_find_all_of_them():
     """conftest.parse, on the seed's own excerpt."""
     text = "iter 4980: loss 0.8010, time 33.22ms, mfu 11.07%\nstep 5000: train loss 0.6224, val loss 1.7044\n"
     assert parse(text) == [("iter", 4980, "0.8010"), ("step", 5000, "0.6224", "1.7044")]
-    assert (ROOT / "train.py").exists()

@@ -1,0 +1,136 @@
+"""README's settings table is the scripts' own, and each of its commands works."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import settings_table
+from conftest import ROOT, SHARED, copy_project, write_synthetic
+
+import configurator
+
+README = ROOT / "README.md"
+pytestmark = pytest.mark.skipif(not README.exists(), reason="README.md is still to be written")
+
+
+def test_the_settings_table_is_the_scripts_own():
+    text = README.read_text(encoding="utf-8")
+    found = re.search("<!-- settings:begin -->\n(.*?)<!-- settings:end -->", text, re.S)
+    assert found, "README.md has no settings:begin and settings:end markers"
+    assert found[1].strip() == settings_table.tables(), "stale: paste what python tests/settings_table.py prints"
+
+
+# ----------------------------------------------------------------------------------------------
+# the commands
+
+
+def commands():
+    """Each command in README's sh blocks, those joined by && taken apart."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    lines = [re.sub(r"\s#.*", "", line).strip() for line in lines if not line.startswith("#")]
+    whole = [line for line in lines if line and "requirements-dev.txt" not in line]  # that one is the command we are in
+    parts = [part.strip() for line in whole for part in line.split("&&")]
+    return [re.sub(r"\.venv/bin/|\bpython3\b", lambda m: "" if "venv" in m[0] else "python", part) for part in parts]
+
+
+def requirements_are_met(command, project):
+    """pip finds everything named there installed already, so the names and versions are right."""
+    arguments = [a for a in shlex.split(command)[2:] if not a.startswith(("--index-url", "--extra-index-url", "http"))]
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--quiet", *arguments]
+    done = subprocess.run(pip, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def settings_parse(command, project):
+    """The script is there, and takes the config files and settings."""
+    words = shlex.split(command)
+    at = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    script = project / words[at]
+    namespace = {name: eval(default) for name, (default, _) in configurator.documented(script).items()}
+    before = sys.argv, os.getcwd()
+    sys.argv = words[at:]
+    os.chdir(project)
+    try:
+        configurator.configure(namespace, [].append if words[at].startswith("data/") else None)
+    finally:
+        sys.argv = before[0]
+        os.chdir(before[1])
+
+
+def is_a_program(command, project):
+    """The script named there is there, and is Python."""
+    path = ROOT / shlex.split(command)[1]
+    compile(path.read_text(encoding="utf-8"), str(path), "exec")
+
+
+# What is not run: (the commands, the reason, what is checked instead).
+NOT_RUN = [
+    (r"python -m venv \.venv|source .*", "the tests' own environment stands for it", None),
+    (r"git clone .*|cd .*", "needs the network, or goes into what it has cloned", None),
+    (r"pip install .*-r .*|pip install torch.*", "needs the network", requirements_are_met),
+    (r"pip install .*", "needs the network, for what is no requirement", None),
+    (r"python data/openwebtext/prepare\.py.*", "fetches 53 GB", settings_parse),
+    (r"python \S+ .*(--init_from=gpt2|config/(finetune|eval)_).*", "fetches GPT-2's weights", settings_parse),
+    (r"(\w+=\S+ )*torchrun .*--nnodes=.*", "needs several machines", settings_parse),
+    (r"python tests/bench\.py.*", "takes minutes to hours, and its timings want a quiet machine", is_a_program),
+]
+
+ONCE = "--device=cpu --max_iters=2 --eval_iters=1 --eval_interval=1 --log_interval=1 --peak_flops=1e9 --wandb_log=False"
+SIZES = f"{ONCE} --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=2 --gradient_accumulation_steps=2"
+# What is run: (the commands, what is added to them).
+RUN = [
+    (r"python data/\w+/prepare\.py.*", ""),
+    (r"python train\.py .*--init_from=(resume|auto).*", f"{ONCE} --max_iters=4"),
+    (r"python train\.py.*--help", ""),
+    (r"python train\.py.*", SIZES),
+    (r"(\w+=\S+ )*torchrun --standalone .*train\.py.*", SIZES),
+    (r"(echo .*\| *)?python sample\.py.*", "--device=cpu --max_new_tokens=20"),
+    (r"python (plot|export)\.py.*", ""),
+    (r"python tests/settings_table\.py", ""),
+]
+
+
+def rule(command, rules):
+    return next((found for pattern, *found in rules if re.fullmatch(pattern, command)), None)
+
+
+def test_every_command_has_a_rule():
+    assert len(commands()) >= 8
+    assert [c for c in commands() if not rule(c, NOT_RUN) and not rule(c, RUN)] == []
+
+
+@pytest.mark.slow
+def test_every_command_works_in_turn(tmp_path):
+    project = copy_project(tmp_path / "copy")
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, project)
+    shutil.copytree(ROOT / "tests", project / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    # what the commands would fetch, or what is the user's: a text, and tokens for the largest dataset
+    text = Path(os.__file__).read_text(encoding="utf-8")[:30000]
+    (project / "data" / "shakespeare_char" / "input.txt").write_text(text, encoding="utf-8")
+    write_synthetic(project / "data" / "openwebtext", meta=None)
+    environment = os.environ | {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
+    if (SHARED / "tiktoken").is_dir():
+        environment.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken"))
+    for command in commands():
+        left_out = rule(command, NOT_RUN)
+        if left_out:
+            reason, check = left_out
+            if check:
+                check(command, project)
+            continue
+        [added] = rule(command, RUN)
+        for word in shlex.split(command):
+            if word.endswith(".txt") and "/" not in word:  # the user's own text, or prompt
+                (project / word.removeprefix("--start=FILE:")).write_text(text, encoding="utf-8")
+        small = re.sub(r"--nproc_per_node=\d+", "--nproc_per_node=2", f"{command} {added}")
+        shell = ["bash", "-c", small]
+        done = subprocess.run(shell, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{small}\n{done.stdout}\n{done.stderr}"
