@@ -107,7 +107,8 @@ if device_type == "cuda":
 if device_type == "cpu":
     keep_memory()
     torch.set_num_threads(pick_threads(os.environ.get("OMP_NUM_THREADS"), processes.local_world_size, usable_cores()))
-share_evenly(gradient_accumulation_steps, world_size)  # before they meet, so that each can say no by itself
+if init_from not in ("resume", "auto"):  # those may bring another number
+    share_evenly(gradient_accumulation_steps, world_size)  # before they meet, so that each can say no by itself
 processes.join(backend)
 
 # ----------------------------------------------------------------------------------------------
@@ -141,6 +142,9 @@ at_least(1, globals(), "eval_interval log_interval eval_iters gradient_accumulat
 at_least(1, globals(), "max_nonfinite")
 at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
 at_least(0, globals(), "peak_flops")
+for name in ("beta1", "beta2", "dropout"):
+    if not 0 <= globals()[name] < 1:
+        raise UserError(f"--{name}={globals()[name]}: must be at least 0 and below 1")
 one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
 micro_steps = share_evenly(gradient_accumulation_steps, world_size)
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
@@ -231,7 +235,7 @@ if sharding == "fsdp":
 optim = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, optimizer)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
 if saved:
-    ckpt.restore_optimizer(optim, saved["optimizer"], saved_path)
+    ckpt.restore_optimizer(optim, saved.get("optimizer"), saved_path)
     if scaler.is_enabled() and saved.get("scaler"):
         scaler.load_state_dict(saved["scaler"])
 # Fused AdamW can be told to leave weights and moments alone without the host's knowing. The others wait to know.
@@ -300,8 +304,13 @@ def resume_point(evaluated):
 def save(name, point):
     """Writes the run as it stands at `point` to out_dir/name; every process calls it.
 
-    Weights whose gradients or val loss are not finite are not written: what lies there is better."""
-    if int(skipped_in_row) or not healthy:
+    Weights whose gradients, val loss or next loss are not finite are not written: what lies there is better."""
+    model.eval()  # without dropout, and so without a random draw
+    with torch.no_grad(), autocast:
+        next_loss = eval_model(*point["batch"])[1]
+    model.train()
+    spared = int(skipped_in_row) and not scaler.is_enabled()  # float16's scaler skips a step now and then
+    if processes.largest(int(spared or not healthy or not torch.isfinite(next_loss))):
         say(f"{name} is not written: the loss or its gradient is not finite")
         return
     points = processes.gather(point)
@@ -333,7 +342,7 @@ if "points" in saved:
         point = saved["points"][rank]
         ckpt.restore_generators(point["generators"], device, batches)
         evaluated = point["evaluated"]
-        if point["batch"][0].shape == x.shape and dataset == saved["config"]["dataset"]:
+        if point["batch"][0].shape == x.shape and dataset == saved["config"].get("dataset"):
             x, y = (tokens.to(device) for tokens in point["batch"])
 saved = None  # a checkpoint is as large as the model and its optimizer
 if rank == 0 and not eval_only:
@@ -353,7 +362,7 @@ while iter_num <= max_iters or eval_only:
         group["lr"] = lr
 
     point = resume_point(evaluated)
-    if (iter_num % eval_interval == 0 or eval_only) and not evaluated:
+    if eval_only or (iter_num % eval_interval == 0 and not evaluated):
         losses = estimate_loss()
         if losses is None:
             break
@@ -365,14 +374,15 @@ while iter_num <= max_iters or eval_only:
         better = losses["val"] < best_val_loss
         if better:
             best_val_loss, best_iter = losses["val"], iter_num
+        line = progress.line(iter_num)
+        if log:  # before the checkpoint, which has this evaluation behind it
+            log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
+                      tokens_per_s=progress.rate, tokens_seen=tokens_seen)  # fmt: skip
         if (better or (always_save_checkpoint and healthy)) and iter_num > 0:
             say(f"saving checkpoint to {out_dir}")
             save("ckpt.pt", point)
             saved_at = iter_num
-        say(progress.line(iter_num))
-        if log:
-            log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
-                      tokens_per_s=progress.rate, tokens_seen=tokens_seen)  # fmt: skip
+        say(line)
     evaluated = False
     if iter_num % (save_interval or eval_interval) == 0 and saved_at != iter_num:
         save("last.pt", point)
