@@ -12,7 +12,6 @@ two lengths of text, so that neither counts the start of Python. Peak memory is 
 import json
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -198,8 +197,39 @@ def other_row(row, peer, runs, temporary):
     return f"| wall time to val loss 1.908 | {' | '.join(cells)} | | | |"
 
 
+LOAD = """
+import sys, threading
+sys.path.insert(0, sys.argv[1])
+import safetensors.torch, torch
+from model import GPT
+
+def resident():  # MiB: the process's own memory, and with the pages of mapped files
+    with open("/proc/self/status") as f:
+        found = dict(line.split(":") for line in f if line.startswith(("RssAnon", "VmRSS")))
+    return [int(found[name].split()[0]) / 1024 for name in ("RssAnon", "VmRSS")]
+
+before, peak, loaded = resident(), [0, 0], threading.Event()
+
+def watch():
+    while not loaded.wait(0.002):
+        peak[:] = map(max, peak, resident())
+
+thread = threading.Thread(target=watch)
+thread.start()
+model = GPT.from_pretrained(sys.argv[2])
+loaded.set()
+thread.join()
+print(*(there - start for there, start in zip(peak, before)), sum(p.nbytes for p in model.parameters()) / 2**20)
+"""
+
+
 def load_row(temporary):
-    raise NotImplementedError
+    """Peak memory of loading a local GPT-2 folder of 124M parameters, over what the process had before."""
+    folder = os.path.join(temporary, "hf-gpt2")
+    child([sys.executable, "export.py", f"--out_dir={temporary}/gpt2", f"--to={folder}"], ROOT)
+    out, _ = child([sys.executable, "-c", LOAD, ROOT, folder], ROOT)
+    own, total, model = map(float, out.split())
+    return f"| loading a GPT-2 folder, 124M | {own:.0f} MiB, {total:.0f} with the mapped file; the model has {model:.0f} | | | | | |"
 
 
 if __name__ == "__main__":

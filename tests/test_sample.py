@@ -139,7 +139,7 @@ def test_nothing_is_compiled_unless_asked_for(run, synthetic_run, project):
 
 def test_file_reads_the_prompt_from_a_file_relative_to_where_the_user_stands(sample, tmp_path):
     (tmp_path / "my prompt.txt").write_text("two\nlines", encoding="utf-8")
-    result = sample(num_samples=1, max_new_tokens=5, start="FILE:my prompt.txt", cwd=tmp_path, interpreter=True)
+    result = sample(num_samples=1, max_new_tokens=5, start="FILE:my prompt.txt", cwd=tmp_path)
     assert texts(result)[0].startswith("two\nlines")
 
 
@@ -153,10 +153,10 @@ def test_a_prompt_file_that_cannot_be_read_is_an_error(sample, tmp_path, name, s
     assert says in message and f"FILE:{name}" in message
 
 
-@pytest.mark.parametrize("start, says", [("caf\u00e9", "'\u00e9' (U+00E9)"), ("a\tb", "'\\t' (U+0009)"), ("a🙂", "U+1F642")])
-def test_a_character_that_the_vocabulary_lacks_is_named(sample, start, says):
+@pytest.mark.parametrize("prompt, says", [("café", "'é' (U+00E9)"), ("a\tb", "'\\t' (U+0009)"), ("a🙂", "U+1F642")])
+def test_a_character_that_the_vocabulary_lacks_is_named(sample, prompt, says):
     for count in (1, 2):
-        result = sample(start=start, num_samples=count, expect=2)
+        result = sample(start=prompt, num_samples=count, expect=2)
         assert says in error_line(result) and result.stdout == ""
 
 
@@ -271,7 +271,7 @@ def test_where_there_is_no_vocabulary_of_gpt2s_to_be_had_it_is_one_line(sample, 
     edited(synthetic_run[0] / "ckpt.pt", tmp_path, lambda saved: saved.pop("meta"))
     nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
     nowhere["TIKTOKEN_CACHE_DIR"] = str(tmp_path / "none")
-    result = sample(out_dir=tmp_path, project=own_project, env=nowhere, expect=2, interpreter=True)
+    result = sample(out_dir=tmp_path, project=own_project, env=nowhere, expect=2)
     assert "TIKTOKEN_CACHE_DIR" in error_line(result)
 
 
