@@ -7,6 +7,7 @@ full, out of memory) into one line and exit code 1; anything else is a bug and k
 """
 
 import ast
+import builtins
 import atexit
 import ctypes
 import difflib
@@ -138,7 +139,7 @@ def _from_argument(argument, namespace, names):
         value = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
-    if isinstance(namespace[key], str) and not isinstance(value, (str, bool)):
+    if isinstance(namespace[key], str) and not isinstance(value, str) and namespace[key] != "auto":
         value = text  # --start=1984 is a prompt
     return key, coerce(key, value, namespace[key], argument)
 
@@ -151,7 +152,8 @@ def _from_config_file(path, namespace, names):
             source = f.read()
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"config file {path}: {getattr(error, 'strerror', None) or error}") from None
-    scope = {name: namespace[name] for name in names} | {"__file__": found}
+    # The settings so far are read as built-ins are, so that what lands in the scope is what the file has set.
+    scope = {"__builtins__": vars(builtins) | {name: namespace[name] for name in names}, "__file__": found}
     try:
         exec(compile(source, found, "exec"), scope)
     except Exception as error:
@@ -167,8 +169,7 @@ def _from_config_file(path, namespace, names):
             continue
         if name not in names:
             raise _unknown(name, names, f"config file {path}")
-        if value is not namespace[name]:
-            values[name] = coerce(name, value, namespace[name], f"config file {path}")
+        values[name] = coerce(name, value, namespace[name], f"config file {path}")
     return values
 
 

@@ -126,6 +126,7 @@ if padding:  # ids that stand for no text, which sample.py does not draw either
     generation["suppress_tokens"] = padding
 tokenizer = {"tokenizer_class": "GPT2TokenizerFast" if bpe else "PreTrainedTokenizerFast"}
 tokenizer |= {"model_max_length": model.config.block_size, "clean_up_tokenization_spaces": False}
+tokenizer["model_input_names"] = ["input_ids", "attention_mask"]  # a GPT-2 adds embeddings of token_type_ids, if any
 if bpe:
     tokenizer |= {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token")}
     tokenizer["add_prefix_space"] = False

@@ -302,7 +302,7 @@ class GPT(nn.Module):
         Raises UserError where there are none, or they are damaged or no GPT-2's.
         """
         try:
-            from safetensors import SafetensorError, safe_open
+            from safetensors import SafetensorError
         except ImportError:
             raise UserError(f"--init_from={name_or_path} needs a library: pip install safetensors") from None
         config_path, path = gpt2_files(name_or_path)
@@ -310,19 +310,26 @@ class GPT(nn.Module):
         if not os.path.isfile(path):
             raise UserError(f"there is no {path}")
         try:
-            with safe_open(path, framework="pt") as file:
-                return cls._from_safetensors(file, config)
+            return cls._from_safetensors(path, config)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} cannot be loaded: {error}") from None
 
     @classmethod
-    def _from_safetensors(cls, file, config):
-        """The GPT of `config` with the weights in an open safetensors file; ValueError where they are others."""
-        stored = {name.removeprefix("transformer."): name for name in file.keys()}
+    def _from_safetensors(cls, path, config):
+        """The GPT of `config` with the weights in the safetensors file at `path`; ValueError where they are others."""
+        from safetensors import safe_open
+
+        def read(name):  # opened anew: pages once touched count as this process's for as long as a map is held
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(name)
+
+        with safe_open(path, framework="pt") as file:
+            stored = {name.removeprefix("transformer."): name for name in file.keys()}
+            shapes = {name: file.get_slice(there).get_shape() for name, there in stored.items()}
         sizes = {"wte.weight": [config.vocab_size, config.n_embd], "wpe.weight": [config.block_size, config.n_embd]}
         for name, size in sizes.items():  # before a model of that size is made
-            if name not in stored or (there := file.get_slice(stored[name]).get_shape()) != size:
-                raise ValueError(f"{name} should be {size}, and is {there if name in stored else 'missing'}")
+            if shapes.get(name) != size:
+                raise ValueError(f"{name} should be {size}, and is {shapes.get(name, 'missing')}")
         if sum(name.endswith(".ln_1.weight") for name in stored) != config.n_layer:
             raise ValueError(f"it is not of n_layer = {config.n_layer}")
         with WithoutInit():
@@ -331,13 +338,13 @@ class GPT(nn.Module):
         del weights["lm_head.weight"]  # tied, so that most files leave it out
         for name, parameter in weights.items():
             name_there = stored.pop(name.removeprefix("transformer."), None)
-            tensor = file.get_tensor(name_there) if name_there else torch.empty(0)
+            tensor = read(name_there) if name_there else torch.empty(0)
             tensor = tensor.mT if name.endswith(TRANSPOSED) and tensor.dim() == 2 else tensor
             if tensor.shape != parameter.shape or not tensor.is_floating_point():
                 raise ValueError(f"{name} should be floats {list(parameter.shape)}, and is {list(tensor.shape)}")
             parameter.copy_(tensor)
         wte = weights["transformer.wte.weight"]
-        if "lm_head.weight" in stored and not file.get_tensor(stored.pop("lm_head.weight")).float().equal(wte):
+        if "lm_head.weight" in stored and not read(stored.pop("lm_head.weight")).float().equal(wte):
             raise ValueError("its lm_head is not tied to its wte")
         if others := [name for name in stored if not name.endswith((".attn.bias", ".attn.masked_bias"))]:  # the masks
             raise ValueError(f"it has weights that are not a GPT-2's: {', '.join(others[:3])}")

@@ -97,7 +97,9 @@ def say(line):
 
 device = pick_device(device)
 backend = pick_backend(backend, device)
-if device == "cuda" and processes.several:
+if processes.several and device == "mps":
+    raise UserError("several processes work on CUDA devices and CPUs, not on mps: add --device=cpu")
+if processes.several and device.startswith("cuda"):
     if processes.local_world_size > torch.cuda.device_count():
         raise UserError(f"{processes.local_world_size} processes for {torch.cuda.device_count()} GPUs on a machine")
     device = f"cuda:{processes.local_rank}"
@@ -118,7 +120,8 @@ processes.join(backend)
 restarted = processes.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
 run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's "none" names no run
 has_run = processes.largest(int(rank == 0 and ckpt.has_run(out_dir)))
-if has_run and not eval_only and (restarted or (run_id != "none" and ckpt.peek(out_dir).get("run_id") == run_id)):
+of_this_id = processes.largest(int(rank == 0 and run_id != "none" and ckpt.peek(out_dir).get("run_id") == run_id))
+if has_run and not eval_only and (restarted or of_this_id):
     init_from = "resume"
 elif init_from == "auto":
     init_from = "resume" if has_run else "scratch"
@@ -134,17 +137,19 @@ if init_from == "resume":
         compile = given.get("compile", machine["compile"])
     elif machine:
         remarks.append(f"the run was on {machine['device_type']}: dtype and compile are chosen anew for {device_type}")
-pretrained = init_from.startswith("gpt2") or os.path.isdir(init_from)
+pretrained = init_from not in ("scratch", "resume") and (init_from.startswith("gpt2") or os.path.isdir(init_from))
 if not (pretrained or init_from in ("scratch", "resume")):
     raise UserError(f"--init_from={init_from}: takes scratch, resume, auto, a gpt2 name or a GPT-2 folder")
 
 at_least(1, globals(), "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
 at_least(1, globals(), "max_nonfinite")
 at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
-at_least(0, globals(), "peak_flops")
+at_least(0, globals(), "peak_flops lr_decay_iters")
 for name in ("beta1", "beta2", "dropout"):
     if not 0 <= globals()[name] < 1:
         raise UserError(f"--{name}={globals()[name]}: must be at least 0 and below 1")
+if not out_dir:
+    raise UserError("--out_dir= is empty: give the folder to write to")
 one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
 micro_steps = share_evenly(gradient_accumulation_steps, world_size)
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
@@ -313,7 +318,7 @@ def save(name, point):
     if processes.largest(int(spared or not healthy or not torch.isfinite(next_loss))):
         say(f"{name} is not written: the loss or its gradient is not finite")
         return
-    points = processes.gather(point)
+    points = processes.gather({**point, "batch": [tokens.cpu() for tokens in point["batch"]]})
     weights, moments = ckpt.whole(model.state_dict()), ckpt.whole(optim.state_dict())
     if rank == 0:
         nanogpt = {"model": weights, "optimizer": moments, "model_args": ckpt.model_args(model.config)}
@@ -459,5 +464,5 @@ if finished:
     say(f"best val loss {best_val_loss:.4f} at iteration {best_iter}, {tokens_seen:,} tokens seen, {wall} in all, "
         f"at most {peak_memory(device)}")  # fmt: skip
     say(f"to see the curves: python {os.path.relpath(os.path.join(ROOT, 'plot.py'))} {out_dir}")
-train_model = eval_model = model = optim = None  # gloo aborts at exit where these outlive the process group
+train_model = eval_model = model = optim = block = parameter = None  # gloo aborts at exit where these outlive the process group
 processes.leave()

@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, error_line, flags
+from conftest import ROOT, TINY, error_line, flags
 
 offline = os.environ.get("HF_HUB_OFFLINE")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read as it is imported: nothing here may hang on a network
@@ -306,6 +306,12 @@ def test_finetuning_starts_at_transformers_loss_and_its_sizes(run, constant, tmp
     assert [entry[1] for entry in run("train.py", *more).losses if entry[0] == "iter"] == [9, 10]
 
 
+def test_a_folder_by_the_name_of_scratch_is_not_taken_for_a_model(run, tmp_path):
+    (tmp_path / "scratch").mkdir()
+    lines = run("train.py", *flags(TINY, max_iters=0, out_dir=tmp_path / "out"), cwd=tmp_path).lines
+    assert "Initializing a new model from scratch" in lines
+
+
 def test_a_context_longer_than_the_models_is_refused(run, constant, tmp_path):
     settings = TUNE | dict(dataset=constant, block_size=65, init_from=folder_of(tmp_path))
     error = error_line(run("train.py", *flags(settings), expect=2))
@@ -519,6 +525,14 @@ def test_a_character_models_tokenizer_is_the_codec(char_run):
     assert tokenizer.bos_token is tokenizer.eos_token is None
 
 
+def test_no_tokenizer_returns_token_types(char_run, bpe_run):
+    """transformers 4's does by default, and its GPT-2 then adds the embedding of token 0 everywhere."""
+    for _, folder, *_ in (char_run, bpe_run):
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+        assert set(AutoTokenizer.from_pretrained(folder)("a")) == {"input_ids", "attention_mask"}
+
+
 def test_a_byte_pair_models_tokenizer_is_gpt2s(bpe_run, shared, monkeypatch):
     import tiktoken
 
@@ -605,33 +619,24 @@ def test_a_tokenizer_of_another_kind_is_refused(content, run, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------
-# the settings files
+# the settings files, at nanoGPT's values
+
+EVALUATION = dict(batch_size=8, eval_iters=500, eval_only=True, wandb_log=False)
+FINETUNING = dict(
+    out_dir="out-shakespeare", eval_interval=5, eval_iters=40, dataset="shakespeare", always_save_checkpoint=False,
+    batch_size=1, gradient_accumulation_steps=32, max_iters=20, learning_rate=3e-5, decay_lr=False, wandb_log=False,
+    wandb_project="shakespeare",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name, expected",
-    {
-        "finetune_shakespeare": dict(
-            out_dir="out-shakespeare", eval_interval=5, eval_iters=40, dataset="shakespeare", init_from="gpt2-xl",
-            always_save_checkpoint=False, batch_size=1, gradient_accumulation_steps=32, max_iters=20,
-            learning_rate=3e-5, decay_lr=False, wandb_log=False, wandb_project="shakespeare",
-        ),
-        **{
-            f"eval_{name.replace('-', '_')}": dict(
-                batch_size=8, eval_iters=500, eval_only=True, wandb_log=False, init_from=name
-            )
-            for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-        },
-    }.items(),
-)  # fmt: skip
-def test_the_settings_files_have_nanogpts_values(name, expected, run):
-    import re
-
-    shown = run("train.py", "--help").stdout
-    values = dict(re.findall(r"^  --(\w+)=(.*?)(?:  |$)", shown, re.M))
-    scope = {}
-    from conftest import ROOT
-
-    exec((ROOT / "config" / f"{name}.py").read_text(), scope)
-    for key, value in expected.items():
-        assert (repr(scope[key]) if key in scope else values[key]) == repr(value)
+    "name, model, expected",
+    [("finetune_shakespeare", "gpt2-xl", FINETUNING)]
+    + [(f"eval_{m.replace('-', '_')}", m, EVALUATION) for m in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")],
+)
+def test_the_settings_files_have_nanogpts_values(name, model, expected, run, tmp_path):
+    values = {"wandb_log": False}  # the default
+    exec((ROOT / "config" / f"{name}.py").read_text(), values)
+    assert values == values | expected | {"init_from": model}
+    environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": None}
+    assert f"openai-community/{model} " in error_line(run("train.py", f"config/{name}.py", env=environment, expect=2))
