@@ -248,6 +248,15 @@ def one_of(namespace, **choices):
             raise UserError(f"--{name}={namespace[name]}: takes {' or '.join(values)}")
 
 
+def needed_for(asked, library, what):
+    """UserError where `what` is asked for and its library is not installed, before anything is touched."""
+    if asked:
+        try:
+            importlib.import_module(library)
+        except ImportError:
+            raise UserError(f"{what} needs {library}: pip install {library}") from None
+
+
 def share_evenly(gradient_accumulation_steps, world_size):
     """How many of the micro-batches of an iteration are each process's."""
     if gradient_accumulation_steps % world_size:

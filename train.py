@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import checkpoint as ckpt
 from configurator import (
-    ROOT, Clock, Processes, Progress, UserError, adopt, at_least, configure, find_peak_flops, keep_memory, one_of,
-    peak_memory, pick_backend, pick_compile, pick_device, pick_dtype, pick_threads, setting_names, share_evenly,
-    usable_cores,
+    ROOT, Clock, Processes, Progress, UserError, adopt, at_least, configure, find_peak_flops, keep_memory, needed_for,
+    one_of, peak_memory, pick_backend, pick_compile, pick_device, pick_dtype, pick_threads, setting_names,
+    share_evenly, usable_cores,
 )  # fmt: skip
 from data.bins import check_bin, check_ids, open_bin
 from data.tokens import find_meta
@@ -192,7 +192,8 @@ if block_size != model.config.block_size:
     model.crop_block_size(block_size)
 for name in ("n_layer", "n_head", "n_embd", "bias"):
     if name in given and given[name] != getattr(model.config, name):
-        raise UserError(f"--{name}={given[name]}: the model of {init_from} has {getattr(model.config, name)}")
+        there = f"the model of --init_from={init_from} has {getattr(model.config, name)}"
+        raise UserError(f"--{name}={given[name]}: {there}")
     globals()[name] = getattr(model.config, name)
 vocab_size = model.config.vocab_size
 config = {name: globals()[name] for name in settings}
@@ -261,6 +262,8 @@ if processes.several and sharding == "ddp":
     train_model = DDP(eval_model, device_ids=[device] if device_type == "cuda" else None)
 lock = log = None
 if rank == 0 and not eval_only:
+    needed_for(wandb_log, "wandb", "--wandb_log=True")
+    needed_for(tensorboard_log, "tensorboard", "--tensorboard_log=True")
     lock = ckpt.claim(out_dir)
     moved = None if saved else ckpt.move_aside(out_dir)
     if moved:
@@ -464,5 +467,6 @@ if finished:
     say(f"best val loss {best_val_loss:.4f} at iteration {best_iter}, {tokens_seen:,} tokens seen, {wall} in all, "
         f"at most {peak_memory(device)}")  # fmt: skip
     say(f"to see the curves: python {os.path.relpath(os.path.join(ROOT, 'plot.py'))} {out_dir}")
-train_model = eval_model = model = optim = block = parameter = None  # gloo aborts at exit where these outlive the process group
+# gloo aborts at exit where these outlive the process group
+train_model = eval_model = model = optim = block = parameter = None
 processes.leave()

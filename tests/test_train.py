@@ -317,21 +317,23 @@ KINDS = {
     "float32, dropout, accumulation": (signal.SIGTERM, dict(dropout=0.2, gradient_accumulation_steps=3)),
     "bfloat16": (signal.SIGTERM, dict(dtype="bfloat16", gradient_accumulation_steps=1)),
     "bfloat16, dropout, saves between": (signal.SIGINT, dict(dtype="bfloat16", dropout=0.2, save_interval=3)),
+    "float16": (signal.SIGTERM, dict(dtype="float16", n_layer=1, n_embd=16, block_size=16, batch_size=4)),
     "muon, biases": (signal.SIGTERM, dict(optimizer="muon", bias=True, gradient_accumulation_steps=1)),
 }
 
 
 @pytest.mark.parametrize("number, kind", KINDS.values(), ids=KINDS.keys())
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(start, run, tmp_path, number, kind):
-    whole = run("train.py", *flags(LONGER | kind, out_dir=tmp_path / "whole")).losses
+    settings = LONGER | dict(max_iters=120) | kind  # enough for the signal to find it at work
+    whole = run("train.py", *flags(settings, out_dir=tmp_path / "whole")).losses
     out_dir = tmp_path / "out"
-    first = start("train.py", *flags(LONGER | kind, out_dir=out_dir))
+    first = start("train.py", *flags(settings, out_dir=out_dir))
     first.wait_for("iter 10:")
     first.signal(number)
     first = first.end()
     assert first.returncode == 128 + number and first.stderr == ""
     at = re.search(r"stopped at iteration (\d+); the checkpoint to go on from is iteration (\d+)'s", first.lines[-1])
-    assert at and at[1] == at[2] and 10 < int(at[1]) <= 60
+    assert at and at[1] == at[2] and 10 < int(at[1]) <= settings["max_iters"]
     second = run("train.py", f"--out_dir={out_dir}", "--init_from=resume", "--device=cpu")
     assert f", {kind.get('dtype', 'float32')}, compile False, {kind.get('optimizer', 'adamw')}, " in second.stdout
     assert first.losses + second.losses == whole
@@ -549,10 +551,17 @@ def test_float16_on_a_cpu_scales_its_loss_and_learns(run, tmp_path):
     assert load(tmp_path / "out" / "last.pt")["scaler"]["scale"] > 1
 
 
-def test_wandb_that_is_not_installed_is_one_line_with_the_pip_install(run, own_project, tmp_path):
-    (own_project / "wandb.py").write_text("raise ImportError('not installed')\n")
-    result = run("train.py", *flags(TINY, wandb_log=True, out_dir=tmp_path / "out"), project=own_project, expect=2)
-    assert "pip install wandb" in error_line(result)
+@pytest.mark.parametrize("setting, library", [("wandb_log", "wandb"), ("tensorboard_log", "tensorboard")])
+def test_a_logger_that_is_not_installed_is_one_line_with_the_pip_install_and_costs_nothing(
+    run, own_project, synthetic_run, tmp_path, setting, library
+):
+    (own_project / f"{library}.py").write_text("raise ImportError('not installed')\n")
+    shutil.copytree(synthetic_run[0], tmp_path / "out")  # an earlier run, which stays where it is
+    before = tree(tmp_path / "out")
+    arguments = flags(TINY, out_dir=tmp_path / "out", **{setting: True})
+    result = run("train.py", *arguments, project=own_project, expect=2)
+    assert f"pip install {library}" in error_line(result)
+    assert tree(tmp_path / "out") == before
 
 
 def test_the_readers_of_the_lines_find_all_of_them():
