@@ -596,6 +596,7 @@ def expected_openwebtext(texts):
 
 
 @needs_bpe
+@pytest.mark.slow
 def test_openwebtext_from_a_folder_is_nanogpts_recipe_and_goes_on_after_a_stop(work, tmp_path):
     pytest.importorskip("datasets")
     texts = make_source(tmp_path / "source", 3001, 40)
