@@ -156,18 +156,14 @@ class RunLog:
         self.board = self.wandb = None
 
     def add_tensorboard(self, out_dir):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("--tensorboard_log=True needs tensorboard: pip install tensorboard") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self.board = SummaryWriter(os.path.join(out_dir, "tensorboard"))
 
     def add_wandb(self, out_dir, project, name, config, id):
         """Returns the run's id there, with which a resumed run goes on in it."""
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("--wandb_log=True needs wandb: pip install wandb") from None
+        import wandb
+
         self.wandb = wandb.init(project=project, name=name, config=config, dir=out_dir, id=id, resume="allow")
         return self.wandb.id
 
