@@ -16,7 +16,6 @@ import warnings
 import zipfile
 
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from configurator import UserError
 from model import GPT, GPTConfig
@@ -87,10 +86,19 @@ def claim(out_dir):
         except OSError as error:
             # A file system without locks: go on, as there is nothing to be told from it.
             warnings.warn(f"{out_dir} cannot be locked ({error.strerror})", stacklevel=2)
+    return lock
+
+
+def sweep(out_dir):
+    """Removes what saves that were cut short have left in `out_dir`, which must be claimed."""
     for name in RUN_FILES:
         for leftover in glob.glob(os.path.join(glob.escape(out_dir), f"{name}*.tmp")):
             os.remove(leftover)
-    return lock
+
+
+def has_lock(out_dir):
+    """Whether a run has ever claimed out_dir, so that one may be at work there now."""
+    return os.path.exists(os.path.join(out_dir, ".lock"))
 
 
 def move_aside(out_dir):
@@ -352,7 +360,7 @@ def whole(state):
         return {key: whole(value) for key, value in state.items()}
     if isinstance(state, list):
         return [whole(value) for value in state]
-    return state.full_tensor().cpu() if isinstance(state, DTensor) else state
+    return state.full_tensor().cpu() if hasattr(state, "full_tensor") else state  # a DTensor
 
 
 def fitted(optimizer, state):
@@ -370,7 +378,9 @@ def fitted(optimizer, state):
                 value = value[: len(p)].clone() if len(value) > len(p) else value
                 if value.shape != p.shape:
                     raise ValueError(f"{name} of parameter {i} is {tuple(value.shape)}, not {tuple(p.shape)}")
-                if isinstance(p, DTensor):
+                if hasattr(p, "device_mesh"):  # a DTensor, whose module takes half a second to import
+                    from torch.distributed.tensor import distribute_tensor
+
                     value = distribute_tensor(value, p.device_mesh, p.placements)
             result[i][name] = value
     return {**state, "state": result}

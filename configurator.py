@@ -289,6 +289,11 @@ def pick_device(device):
     return device
 
 
+def fast_bfloat16():
+    """Whether this CPU multiplies bfloat16 faster than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def pick_dtype(dtype, device):
     """The dtype to compute in. 'auto': bfloat16 where the device is fast at it, else float16 on CUDA, else float32."""
     if dtype in ("float32", "bfloat16", "float16"):
@@ -299,8 +304,7 @@ def pick_dtype(dtype, device):
         # emulated bfloat16 (before Ampere) is slower than float16 on the tensor cores
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if device == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bfloat16" if fast else "float32"
+        return "bfloat16" if fast_bfloat16() else "float32"
     return "float32"
 
 

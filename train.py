@@ -15,7 +15,6 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import checkpoint as ckpt
@@ -61,7 +60,7 @@ optimizer = "adamw"  # adamw, or muon for the blocks' matrices and adamw for the
 learning_rate = 6e-4  # the highest
 max_iters = 600000  # the last iteration
 weight_decay = 1e-1  # on matrices and embeddings
-beta1 = 0.9  # AdamW's
+beta1 = 0.9  # AdamW's, and Muon's momentum
 beta2 = 0.95  # AdamW's
 grad_clip = 1.0  # the gradient norm's upper bound; 0: none
 max_nonfinite = 10  # iterations in a row whose loss or gradient is not finite, before the run stops
@@ -116,6 +115,8 @@ processes.join(backend)
 # ----------------------------------------------------------------------------------------------
 # where to start from: nothing, a run's checkpoint, or GPT-2
 
+# Before anything is read there, lest it be another run's. A new folder is made once all else is in order.
+lock = ckpt.claim(out_dir) if rank == 0 and not eval_only and ckpt.has_lock(out_dir) else None
 # torchrun starts a group anew with the same command when a worker is gone. The count is each machine's own.
 restarted = processes.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
 run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's "none" names no run
@@ -233,6 +234,8 @@ def get_batch(split):
 
 model.to(device)
 if sharding == "fsdp":
+    from torch.distributed.fsdp import fully_shard  # half a second, which the other runs save
+
     for parameter in model.parameters():  # each process drew other weights: all take rank 0's
         dist.broadcast(parameter.data, src=0)
     for block in model.transformer.h:
@@ -252,6 +255,7 @@ processes.wait()  # rank 0 measures alone
 say(
     f"{world_size} x {device}, {torch.get_num_threads()} CPU threads each, {dtype}, compile {compile}, {optimizer}, "
     f"{sharding if processes.several else 'one process'}; peak {peak / 1e12:.4g} TFLOPS ({peak_source})"
+    f"{'; mfu is per device, tokens/s over all' if processes.several else ''}"
 )
 autocast = torch.amp.autocast(device_type, getattr(torch, dtype), enabled=dtype != "float32")
 # CUDA graphs launch an iteration's kernels at once: for a model too small to keep a GPU busy between launches.
@@ -259,12 +263,14 @@ small = not processes.several and micro_steps == 1 and model.get_num_params() * 
 mode = "reduce-overhead" if device_type == "cuda" and small else None
 eval_model = train_model = torch.compile(model, mode=mode) if compile else model
 if processes.several and sharding == "ddp":
-    train_model = DDP(eval_model, device_ids=[device] if device_type == "cuda" else None)
-lock = log = None
+    gpu = [device] if device_type == "cuda" else None
+    train_model = DDP(eval_model, device_ids=gpu, gradient_as_bucket_view=True)  # not each gradient twice
+log = None
 if rank == 0 and not eval_only:
     needed_for(wandb_log, "wandb", "--wandb_log=True")
     needed_for(tensorboard_log, "tensorboard", "--tensorboard_log=True")
-    lock = ckpt.claim(out_dir)
+    lock = lock or ckpt.claim(out_dir)
+    ckpt.sweep(out_dir)
     moved = None if saved else ckpt.move_aside(out_dir)
     if moved:
         say(f"an earlier run's files were in {out_dir}: moved to {moved}")

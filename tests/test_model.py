@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import model as model_module
 from configurator import UserError
-from model import GPT, MLP, ChunkedCrossEntropy, CPUAttention, GPTConfig, keep_mask
+from model import GPT, MLP, ChunkedCrossEntropy, CPUAttention, GPTConfig, Muon, keep_mask
 
 FIGURES = json.loads((GOLDEN / "model.json").read_text())
 
@@ -264,6 +264,35 @@ def test_with_muon_the_blocks_matrices_are_muons_and_nothing_else_is():
     blocks = {name for name in names.values() if ".h." in name and "ln_" not in name and name.endswith("weight")}
     assert set(found["muon"]) == blocks and len(blocks) == 8
     assert sorted(found["muon"] + found["adamw"]) == sorted(names.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muons_batches_give_the_weights_of_torchs_muon(monkeypatch, dtype):
+    # torch's computes in bfloat16 everywhere: beside float32 it is its rounding that shows, a hundredth of a step
+    monkeypatch.setattr(model_module, "fast_bfloat16", lambda: dtype == torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(48, 16), (16, 16), (64, 16), (16, 64)] * 2
+    ours, theirs = ([torch.nn.Parameter(torch.full(shape, 0.02)) for shape in shapes] for _ in range(2))
+    settings = dict(lr=0.01, weight_decay=0.3, momentum=0.8, adjust_lr_fn="match_rms_adamw")
+    for step in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        if step == 0:
+            optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = torch.cat([(q - 0.02).detach().flatten() for q in theirs]).square().mean().sqrt()
+    apart = torch.cat([(p - q).detach().flatten() for p, q in zip(ours, theirs, strict=True)]).square().mean().sqrt()
+    assert apart <= (1e-6 if dtype == torch.bfloat16 else 0.02) * moved and moved > 0.002
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    for i in range(len(shapes)):
+        assert torch.equal(states[0][i]["momentum_buffer"], states[1][i]["momentum_buffer"])
+
+
+def test_muons_momentum_is_beta1():
+    groups = small().configure_optimizers(0.3, 1e-3, (0.8, 0.9), "cpu", "muon").parts["muon"].param_groups
+    assert [group["momentum"] for group in groups] == [0.8]
 
 
 BABY = GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384, bias=False)
