@@ -2,7 +2,7 @@
 # (4 layers x 128, 64 characters of context) with Muon, which gets as far in a quarter of the iterations.
 
 out_dir = "out-shakespeare-cpu"
-eval_interval = 150
+eval_interval = 250
 eval_iters = 100
 log_interval = 10
 
@@ -21,10 +21,11 @@ n_head = 4
 n_embd = 128
 
 optimizer = "muon"
-learning_rate = 1.2e-2  # ten times what AdamW bears: Muon's step has the same length everywhere
+learning_rate = 2e-2  # ten times what AdamW bears: Muon's step has the same length everywhere
 min_lr = 0.0
 warmup_iters = 40
-max_iters = 600
-lr_decay_iters = 600
+max_iters = 500
+lr_decay_iters = 500
+beta1 = 0.85
 beta2 = 0.99
 grad_clip = 0.0  # Muon's steps do not grow with the gradient

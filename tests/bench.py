@@ -27,9 +27,9 @@ NO_EVAL = ["--eval_iters=1", "--eval_interval=1000000", "--always_save_checkpoin
 
 # name: (what it is, the arguments of train.py, iterations to time)
 TRAIN = {
-    "train_baby": ("baby GPT, dropout 0.2", BABY, 12),
+    "train_baby": ("baby GPT, dropout 0.2", BABY, 8),
     "train_cpu": ("4 layers x 128, block 64, batch 12", BABY + SMALL, 300),
-    "train_gpt2": ("GPT-2 124M, batch 2 x 1024", GPT2, 11),
+    "train_gpt2": ("GPT-2 124M, batch 2 x 1024", GPT2, 8),
 }
 # name: (what it is, the model, samples, tokens in each)
 SAMPLE = {
