@@ -354,13 +354,17 @@ def restore_optimizer(optimizer, state, path):
         group.update(settings)
 
 
-def whole(state):
-    """`state`, dicts and lists of tensors, with every sharded tensor put together. Every process must call it."""
+def whole(state, keep=True):
+    """`state`, dicts and lists of tensors, with every sharded tensor put together, on the CPU; None in its place
+    without `keep`, so that only one of them is there at a time. Every process must call it."""
     if isinstance(state, dict):
-        return {key: whole(value) for key, value in state.items()}
+        return {key: whole(value, keep) for key, value in state.items()}
     if isinstance(state, list):
-        return [whole(value) for value in state]
-    return state.full_tensor().cpu() if hasattr(state, "full_tensor") else state  # a DTensor
+        return [whole(value, keep) for value in state]
+    if hasattr(state, "full_tensor"):  # a DTensor
+        together = state.full_tensor()
+        return together.cpu() if keep else None
+    return state
 
 
 def fitted(optimizer, state):

@@ -603,9 +603,9 @@ def find_peak_flops(peak_flops, device, dtype):
     if peak_flops > 0:
         return peak_flops, "given"
     if device.startswith("cuda"):
-        tf32 = dtype == "float32" and torch.backends.cuda.matmul.allow_tf32
         name = torch.cuda.get_device_name(device)
-        known = peak_from_table(name, dtype, tf32)
+        known = peak_from_table(name, dtype, torch.backends.cuda.matmul.allow_tf32)
         if known:
+            tf32 = dtype == "float32" and known != peak_from_table(name, dtype)  # a V100 has none
             return known, f"{name}, {'tf32' if tf32 else dtype}"
     return measure_peak(device, dtype), f"measured, {device}, {dtype}"

@@ -236,6 +236,9 @@ class GPT(nn.Module):
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             if getattr(config, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(config, name)}")
+        size = 12 * config.n_layer * config.n_embd**2 + (config.vocab_size + config.block_size) * config.n_embd
+        if size > 1e13:
+            raise UserError(f"n_layer = {config.n_layer}, n_embd = {config.n_embd} make {size:.0e} parameters: too many")
         if config.n_embd % config.n_head:
             raise UserError(f"n_embd must be divisible by n_head: {config.n_embd} by {config.n_head} is not")
         if not 0 <= config.dropout < 1:

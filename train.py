@@ -328,7 +328,7 @@ def save(name, point):
         say(f"{name} is not written: the loss or its gradient is not finite")
         return
     points = processes.gather({**point, "batch": [tokens.cpu() for tokens in point["batch"]]})
-    weights, moments = ckpt.whole(model.state_dict()), ckpt.whole(optim.state_dict())
+    weights, moments = (ckpt.whole(part.state_dict(), keep=rank == 0) for part in (model, optim))
     if rank == 0:
         nanogpt = {"model": weights, "optimizer": moments, "model_args": ckpt.model_args(model.config)}
         nanogpt |= {"iter_num": iter_num, "best_val_loss": best_val_loss, "config": config}

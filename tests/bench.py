@@ -36,7 +36,7 @@ SAMPLE = {
     "sample_baby": ("baby GPT, 10 samples of 500, exact", "baby", 10, 500),
     "sample_gpt2": ("GPT-2 124M, 1 sample of 200", "gpt2", 1, 200),
 }
-OTHER = ("val_cpu", "time_to_loss", "load_gpt2")
+OTHER = ("val_cpu", "time_to_loss", "load_gpt2", "scaling")
 
 
 def child(command, cwd):
@@ -184,6 +184,8 @@ def other_row(row, peer, runs, temporary):
         return f"| val loss after 2000 iterations, seeds 1337, 1, 2 | mean {statistics.mean(losses):.3f} ({shown}) | | | | | |"
     if row == "load_gpt2":
         return load_row(temporary)
+    if row == "scaling":
+        return scaling_rows(runs, temporary)
     ours = ["config/train_shakespeare_cpu.py"]
     theirs = [*BABY, *SMALL, *PLAIN, "--max_iters=2000", "--lr_decay_iters=2000"]
     times = {"ours": [], "peer": []}
@@ -195,6 +197,41 @@ def other_row(row, peer, runs, temporary):
     reached = ", ".join(f"{loss:.3f}" for _, loss in times["ours"])
     cells = [f"{mine:.1f} s (val {reached})", f"{other:.1f} s" if peer else "-", f"{other / mine:.1f} x" if peer else "-"]
     return f"| wall time to val loss 1.908 | {' | '.join(cells)} | | | |"
+
+
+def loopback_bytes():
+    """What has passed through this machine's loopback device so far, which is how gloo's processes here talk."""
+    with open("/proc/net/dev", encoding="ascii") as f:
+        return next(int(line.split()[1]) for line in f if line.strip().startswith("lo:"))
+
+
+def scaling_rows(runs, temporary):
+    """Rows of one process with two threads, and two with one each by ddp and fsdp, on the same batches an iteration."""
+    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    starts = {
+        "1 process x 2 threads": [sys.executable, "train.py"],
+        "2 processes x 1 thread, ddp": [*together, "train.py"],
+        "2 processes x 1 thread, fsdp": [*together, "train.py", "--sharding=fsdp"],
+    }
+    arguments = [*BABY, *SMALL, *NO_EVAL, "--gradient_accumulation_steps=2", "--device=cpu", f"--out_dir={temporary}/out"]
+    times, moved = {name: [] for name in starts}, {name: [] for name in starts}
+    for _ in range(runs):
+        for name, start in starts.items():
+            passed = []
+            for iters in (20, 120):  # the difference leaves out what start and end have moved
+                before = loopback_bytes()
+                out, _ = child([*start, *arguments, f"--max_iters={iters}"], ROOT)
+                passed.append(loopback_bytes() - before)
+            moved[name].append((passed[1] - passed[0]) / 100)
+            printed = re.findall(r"^iter \d+: loss \S+, time ([\d.]+)ms", out, re.M)
+            times[name].append(statistics.median(map(float, printed[5:])))
+    lines, alone = [], statistics.median(times["1 process x 2 threads"])
+    for name in starts:
+        ms, megabytes = statistics.median(times[name]), statistics.median(moved[name]) / 1e6
+        ratio = f"{alone / ms:.2f} x one process"
+        lines.append(f"| {name}, 2 micro-batches an iteration | {ms:.1f} ms | - | {ratio} | {2 * 12 * 64 / ms * 1000:,.0f} | - "
+                     f"| {megabytes:.2f} MB an iteration by loopback |")  # fmt: skip
+    return "\n".join(lines)
 
 
 LOAD = """

@@ -61,6 +61,7 @@ TRAIN = {
     "n_embd that n_head does not divide": (["--n_embd=17"], ["n_embd", "n_head", "17"]),
     "no heads": (["--n_head=0"], ["n_head"]),
     "no layers": (["--n_layer=0"], ["n_layer"]),
+    "more layers than any machine has room for": (["--n_layer=100000000000"], ["n_layer", "parameters"]),
     "no context": (["--block_size=0"], ["block_size"]),
     "no batch": (["--batch_size=0"], ["batch_size"]),
     "a context longer than the data": (["--block_size=4000"], ["val.bin", "4,000", "4,001"]),

@@ -578,6 +578,9 @@ def test_the_start_up_line_says_where_the_peak_is_from(monkeypatch):
     try:
         torch.set_float32_matmul_precision("high")  # what the scripts set on CUDA
         assert find_peak_flops(0.0, "cuda:0", "float32") == (156e12, "NVIDIA A100-SXM4-80GB, tf32")
+        machine(monkeypatch, cuda=1, name="Tesla V100-SXM2-16GB")
+        assert find_peak_flops(0.0, "cuda", "float32") == (15.7e12, "Tesla V100-SXM2-16GB, float32")
+        machine(monkeypatch, cuda=1)
         torch.set_float32_matmul_precision("highest")
         assert find_peak_flops(0.0, "cuda", "float32") == (19.5e12, "NVIDIA A100-SXM4-80GB, float32")
     finally:

@@ -573,6 +573,7 @@ def test_a_rank_whose_peer_is_killed_in_an_evaluation_ends(ranks, tmp_path):
     assert not (tmp_path / "out" / "last.pt").exists()
 
 
+@pytest.mark.slow
 def test_slow_saves_and_evaluations_do_not_trip_the_time_out_of_collectives(run_ranks, watched, whole, tmp_path):
     arguments = flags(RUN, max_iters=21, out_dir=tmp_path / "out")
     result = run_ranks(2, *arguments, script=watched, env={"WATCH": str(tmp_path), "WHAT": "slow"})

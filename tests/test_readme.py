@@ -1,5 +1,6 @@
 """README's settings table is the scripts' own, and each of its commands works."""
 
+import math
 import os
 import re
 import shlex
@@ -61,6 +62,10 @@ def settings_parse(command, project):
     finally:
         sys.argv = before[0]
         os.chdir(before[1])
+    sizes = [re.search(rf"--{name}=(\d+)", command) for name in ("nnodes", "nproc_per_node")]
+    if "torchrun" in command:
+        processes = math.prod(int(size[1]) for size in sizes if size)
+        assert namespace["gradient_accumulation_steps"] % processes == 0, f"{processes} processes: {command}"
 
 
 def is_a_program(command, project):
@@ -103,6 +108,14 @@ def rule(command, rules):
 def test_every_command_has_a_rule():
     assert len(commands()) >= 8
     assert [c for c in commands() if not rule(c, NOT_RUN) and not rule(c, RUN)] == []
+
+
+def test_the_slurm_script_starts_a_run_whose_settings_fit(project):
+    [script] = re.findall(r"^```bash\n(#!/bin/bash.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
+    [nodes] = re.findall(r"#SBATCH .*--nodes=(\d+)", script)
+    [command] = re.findall(r"^srun (torchrun .*)$", script.replace("\\\n", " "), re.M)
+    settings_parse(command.replace('"$SLURM_NNODES"', nodes), project)
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
 
 
 @pytest.mark.slow
