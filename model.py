@@ -238,7 +238,7 @@ class GPT(nn.Module):
                 raise UserError(f"{name} must be at least 1, not {getattr(config, name)}")
         size = 12 * config.n_layer * config.n_embd**2 + (config.vocab_size + config.block_size) * config.n_embd
         if size > 1e13:
-            raise UserError(f"n_layer = {config.n_layer}, n_embd = {config.n_embd} make {size:.0e} parameters: too many")
+            raise UserError(f"n_layer {config.n_layer} and n_embd {config.n_embd} make {size:.0e} parameters: too many")
         if config.n_embd % config.n_head:
             raise UserError(f"n_embd must be divisible by n_head: {config.n_embd} by {config.n_head} is not")
         if not 0 <= config.dropout < 1:
@@ -499,10 +499,10 @@ def gpt2_config(path, dropout):
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon with all matrices of a shape, or its transpose, orthogonalised as one batch, to the same numbers.
+    """torch.optim.Muon with the matrices of one shape, or its transpose, orthogonalised as one batch: the same numbers.
 
-    One by one, a small model's are too small to keep a device busy: twice as fast on a CPU. One that
-    computes bfloat16 slowly takes float32.
+    One by one, a small model's matrices keep no device busy: a batch is up to three times as fast. A CPU
+    that is slow at bfloat16 takes float32.
     """
 
     @torch.no_grad()
