@@ -28,8 +28,8 @@ except ImportError:  # Windows has none: two runs on one out_dir are not told ap
 KEYS = {"model": dict, "model_args": dict, "iter_num": int, "config": dict}
 OURS = {  # what may lie beside them, or in nanoGPT's own
     "optimizer": dict, "best_val_loss": (int, float, torch.Tensor), "points": list, "scaler": dict, "best_iter": int,
-    "tokens_seen": int, "seconds": (int, float), "running_mfu": (float, type(None)), "machine": dict, "run_id": str,
-    "meta": (dict, type(None)), "data": dict, "wandb_id": (str, type(None)),
+    "tokens_seen": int, "seconds": (int, float), "machine": dict, "run_id": str, "meta": (dict, type(None)),
+    "data": dict, "wandb_id": (str, type(None)),
 }  # fmt: skip
 RUN_FILES = ("ckpt.pt", "last.pt", "log.csv", "tensorboard")
 
@@ -163,16 +163,23 @@ class RunLog:
         self.writer = csv.DictWriter(self.file, self.columns)
         self.board = self.wandb = None
 
-    def add_tensorboard(self, out_dir):
+    def add_tensorboard(self, out_dir, iter_num):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.board = SummaryWriter(os.path.join(out_dir, "tensorboard"))
+        self.board = SummaryWriter(os.path.join(out_dir, "tensorboard"), purge_step=iter_num)
 
     def add_wandb(self, out_dir, project, name, config, id):
         """Returns the run's id there, with which a resumed run goes on in it."""
         import wandb
 
-        self.wandb = wandb.init(project=project, name=name, config=config, dir=out_dir, id=id, resume="allow")
+        try:
+            self.wandb = wandb.init(project=project, name=name, config=config, dir=out_dir, id=id, resume="allow")
+        except Exception as error:  # no login, no network, ...
+            raise UserError(
+                f"--wandb_log=True: wandb does not start ({' '.join(str(error).split())[:200]}): type wandb login, "
+                "or set WANDB_MODE=offline, or add --wandb_log=False"
+            ) from None
+        self.wandb.define_metric("*", step_metric="iter")  # a row that comes again lands on the one before
         return self.wandb.id
 
     def failure(self, error):
@@ -378,7 +385,9 @@ def fitted(optimizer, state):
         if values.keys() != names:
             raise ValueError(f"parameter {i} has {', '.join(map(str, values))}")
         for name, value in values.items():
-            if name != "step":
+            if name == "step":
+                value = value.to(p.device, torch.float32)  # fused AdamW counts on the device, as not all do
+            else:
                 value = value[: len(p)].clone() if len(value) > len(p) else value
                 if value.shape != p.shape:
                     raise ValueError(f"{name} of parameter {i} is {tuple(value.shape)}, not {tuple(p.shape)}")

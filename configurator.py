@@ -318,10 +318,13 @@ def pick_compile(compile, device):
         raise UserError(f"--compile={compile}: takes auto, True or False")
     if compile is False or (compile == "auto" and not device.startswith("cuda")):
         return False, None
-    if device.startswith("cuda"):
-        missing = None if importlib.util.find_spec("triton") else "Triton"
-    else:
-        missing = None if shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++") else "C++ compiler"
+    if not device.startswith("cuda"):
+        found = {"C++ compiler": shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")}
+    else:  # Triton builds its launcher with a C compiler
+        found = {"Triton": importlib.util.find_spec("triton")}
+        found["C compiler"] = any(map(shutil.which, (os.environ.get("CC", "gcc"), "cc", "clang")))
+        found["GPU of compute capability 7.0"] = torch.cuda.get_device_capability(device) >= (7, 0)
+    missing = next((name for name, there in found.items() if not there), None)
     return missing is None, missing and f"no {missing} is found, so the model runs without torch.compile"
 
 

@@ -110,8 +110,13 @@ class CPUAttention(torch.autograd.Function):
 # the logits of LOSS_ROWS tokens at most are there at once, and what is kept has the sizes of x and weight.
 
 LARGE_VOCABULARY = 8192
-LOSS_ROWS = 2048 if not torch.cuda.is_available() else 4096
-SOFTMAX_ROWS = 64 if not torch.cuda.is_available() else 4096  # float32 copies that stay in a CPU's cache
+LOSS_ROWS = 2048
+CPU_SOFTMAX_ROWS = 64
+
+
+def softmax_rows(x):
+    """How many rows of logits are float32 at once: on a CPU so few that they stay in its cache."""
+    return CPU_SOFTMAX_ROWS if x.device.type == "cpu" else LOSS_ROWS
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -129,7 +134,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for x_rows, target_rows, dx_rows in zip(*(t.split(LOSS_ROWS) for t in (x, targets[:, None], dx)), strict=True):
             x_rows = x_rows.to(dtype)
             logits = x_rows @ lower.mT  # (rows, V), and in its place softmax - onehot, the loss's gradient
-            for part, target in zip(logits.split(SOFTMAX_ROWS), target_rows.split(SOFTMAX_ROWS), strict=True):
+            for part, target in zip(logits.split(softmax_rows(x)), target_rows.split(softmax_rows(x)), strict=True):
                 ignored, target = target == -1, target.clamp(min=0)
                 logp = part.float().log_softmax(-1)
                 total -= logp.gather(1, target).masked_fill(ignored, 0).sum()
@@ -293,8 +298,12 @@ class GPT(nn.Module):
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
             return None, ChunkedCrossEntropy.apply(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), dtype)
         logits = self.lm_head(x)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1)
-        return logits, loss
+        rows, each = logits.flatten(0, 1), targets.flatten()
+        if self.config.vocab_size < LARGE_VOCABULARY:
+            return logits, F.cross_entropy(rows.float(), each, ignore_index=-1)
+        parts = zip(rows.split(softmax_rows(x)), each.split(softmax_rows(x)), strict=True)
+        total = sum(F.cross_entropy(row.float(), t, ignore_index=-1, reduction="sum") for row, t in parts)
+        return logits, total / (each != -1).sum()
 
     @classmethod
     def from_pretrained(cls, name_or_path, dropout=0.0):

@@ -37,7 +37,7 @@ log_interval = 1  # iterations from one printed line to the next
 eval_iters = 200  # batches of each split in an evaluation
 eval_only = False  # evaluate once, print, and end; nothing is written
 always_save_checkpoint = True  # save ckpt.pt at every evaluation, not only at the best so far
-save_interval = 0  # iterations from one last.pt to the next; 0: at every evaluation
+save_interval = 0  # iterations from one last.pt to the next; 0: at each evaluation that wrote no ckpt.pt
 init_from = "scratch"  # scratch, resume, auto (resume where there is a run, else scratch), gpt2*, or a GPT-2 folder
 # beside the printed lines and log.csv
 tensorboard_log = False  # log to TensorBoard too, in out_dir/tensorboard
@@ -104,7 +104,7 @@ if processes.several and device.startswith("cuda"):
     device = f"cuda:{processes.local_rank}"
 device_type = torch.device(device).type
 if device_type == "cuda":
-    torch.cuda.set_device(device)
+    torch.cuda.set_device(torch.device(device).index or 0)  # which takes no bare "cuda"
 if device_type == "cpu":
     keep_memory()
     torch.set_num_threads(pick_threads(os.environ.get("OMP_NUM_THREADS"), processes.local_world_size, usable_cores()))
@@ -117,12 +117,13 @@ processes.join(backend)
 
 # Before anything is read there, lest it be another run's. A new folder is made once all else is in order.
 lock = ckpt.claim(out_dir) if rank == 0 and not eval_only and ckpt.has_lock(out_dir) else None
-# torchrun starts a group anew with the same command when a worker is gone. The count is each machine's own.
+# torchrun starts a group anew with the same command when a worker is gone: it goes on from what it has saved itself,
+# not from what an earlier run had left there. The count is each machine's own.
 restarted = processes.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
 run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's "none" names no run
 has_run = processes.largest(int(rank == 0 and ckpt.has_run(out_dir)))
-of_this_id = processes.largest(int(rank == 0 and run_id != "none" and ckpt.peek(out_dir).get("run_id") == run_id))
-if has_run and not eval_only and (restarted or of_this_id):
+of_this_id = processes.largest(int(rank == 0 and has_run and ckpt.peek(out_dir).get("run_id") == run_id))
+if of_this_id and not eval_only and (restarted or run_id != "none"):
     init_from = "resume"
 elif init_from == "auto":
     init_from = "resume" if has_run else "scratch"
@@ -180,7 +181,7 @@ if saved:
     model = ckpt.build_model(saved, saved_path, dropout)
     iter_num, best_val_loss = saved["iter_num"], float(saved.get("best_val_loss", math.inf))
     best_iter, tokens_seen = saved.get("best_iter", iter_num), saved.get("tokens_seen", 0)
-    seconds_before, running_mfu, wandb_id = saved.get("seconds", 0.0), saved.get("running_mfu"), saved.get("wandb_id")
+    seconds_before, wandb_id = saved.get("seconds", 0.0), saved.get("wandb_id")
 elif pretrained:
     say(f"Initializing from GPT-2 weights: {init_from}")
     model = GPT.from_pretrained(init_from, dropout)
@@ -234,13 +235,15 @@ def get_batch(split):
 
 model.to(device)
 if sharding == "fsdp":
-    from torch.distributed.fsdp import fully_shard  # half a second, which the other runs save
+    from torch.distributed.device_mesh import init_device_mesh  # half a second, which the other runs save
+    from torch.distributed.fsdp import fully_shard
 
+    mesh = init_device_mesh(device_type, (world_size,))  # without it torch takes the GPU it was built for
     for parameter in model.parameters():  # each process drew other weights: all take rank 0's
         dist.broadcast(parameter.data, src=0)
     for block in model.transformer.h:
-        fully_shard(block)
-    fully_shard(model)
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 optim = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, optimizer)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
 if saved:
@@ -332,7 +335,7 @@ def save(name, point):
     if rank == 0:
         nanogpt = {"model": weights, "optimizer": moments, "model_args": ckpt.model_args(model.config)}
         nanogpt |= {"iter_num": iter_num, "best_val_loss": best_val_loss, "config": config}
-        ours = {"points": points, "scaler": scaler.state_dict(), "best_iter": best_iter, "running_mfu": running_mfu}
+        ours = {"points": points, "scaler": scaler.state_dict(), "best_iter": best_iter}
         ours |= {"tokens_seen": tokens_seen, "seconds": seconds_before + time.time() - began, "wandb_id": wandb_id}
         ours |= {"machine": {"device_type": device_type, "dtype": dtype, "compile": compile}, "run_id": run_id}
         ours |= {"meta": meta, "data": fingerprints}
@@ -362,7 +365,7 @@ saved = None  # a checkpoint is as large as the model and its optimizer
 if rank == 0 and not eval_only:
     log = ckpt.RunLog(out_dir, iter_num, evaluated)
     if tensorboard_log:
-        log.add_tensorboard(out_dir)
+        log.add_tensorboard(out_dir, iter_num)
     if wandb_log:
         wandb_id = log.add_wandb(out_dir, wandb_project, wandb_run_name, config, wandb_id)
 skipped_in_row = torch.zeros((), dtype=torch.int64, device=device)  # steps not taken, as the weights were spared

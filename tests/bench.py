@@ -22,6 +22,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = "--n_layer=4 --n_head=4 --n_embd=128 --block_size=64 --batch_size=12 --dropout=0.0".split()
 GPT2 = "--batch_size=2 --block_size=1024 --gradient_accumulation_steps=1 --dataset={gpt2_data}".split()
 PLAIN = ["--device=cpu", "--compile=False"]  # the peer's settings on a CPU, as its README gives them
+AUTO = ["--device=cpu"]  # ours: all else on 'auto'
 BABY = ["config/train_shakespeare_char.py"]
 NO_EVAL = ["--eval_iters=1", "--eval_interval=1000000", "--always_save_checkpoint=False", "--log_interval=1"]
 
@@ -66,7 +67,7 @@ def train_times(side, row, temporary):
     """(median ms an iteration, peak MiB, printed MFU or None) of one training run."""
     _, arguments, iters = TRAIN[row]
     arguments = [a.format(gpt2_data=os.path.join(temporary, "gpt2_data")) for a in arguments]
-    extra = PLAIN if side != ROOT else []
+    extra = PLAIN if side != ROOT else AUTO
     out_dir = os.path.join(temporary, "out-bench")
     command = [sys.executable, "train.py", *arguments, *NO_EVAL, f"--max_iters={iters}", f"--out_dir={out_dir}", *extra]
     out, _, peak = measured(command, side)
@@ -78,8 +79,7 @@ def train_times(side, row, temporary):
 def sample_times(side, row, temporary):
     """(seconds for the text, peak MiB) of one sampling run, less the same command's time for a single token."""
     _, model, samples, tokens = SAMPLE[row]
-    extra = ["--device=cpu"] if side != ROOT else []
-    command = [sys.executable, "sample.py", f"--out_dir={temporary}/{model}", f"--num_samples={samples}", *extra]
+    command = [sys.executable, "sample.py", f"--out_dir={temporary}/{model}", f"--num_samples={samples}", *AUTO]
     _, start, _ = measured([*command, "--max_new_tokens=1"], side)
     _, seconds, peak = measured([*command, f"--max_new_tokens={tokens}"], side)
     return seconds - start, peak
@@ -138,6 +138,7 @@ def time_to_loss(side, settings, target, temporary):
 def val_loss(seed, temporary):
     """Our val loss at nanoGPT's README settings for a CPU after 2000 iterations, 400 batches, all on 'auto'."""
     arguments = [*BABY, *SMALL, "--max_iters=2000", "--lr_decay_iters=2000", "--eval_iters=400", "--eval_interval=2000"]
+    arguments += AUTO
     command = [sys.executable, "train.py", *arguments, f"--seed={seed}", f"--out_dir={temporary}/out-bench"]
     out, _ = child([*command, "--log_interval=1000"], ROOT)
     return float(re.findall(r"^step 2000: train loss \S+, val loss ([\d.]+)", out, re.M)[0])
@@ -186,7 +187,7 @@ def other_row(row, peer, runs, temporary):
         return load_row(temporary)
     if row == "scaling":
         return scaling_rows(runs, temporary)
-    ours = ["config/train_shakespeare_cpu.py"]
+    ours = ["config/train_shakespeare_cpu.py", *AUTO]
     theirs = [*BABY, *SMALL, *PLAIN, "--max_iters=2000", "--lr_decay_iters=2000"]
     times = {"ours": [], "peer": []}
     for _ in range(runs):

@@ -429,13 +429,20 @@ def test_the_dtype_is_bfloat16_where_it_is_fast(monkeypatch):
 
 
 def test_compile_pays_on_cuda_and_needs_its_compiler(monkeypatch):
-    found = {"triton": True, "g++": True}
+    found = {"triton": True, "g++": True, "gcc": True}
+    capability = [(8, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability[0])
     monkeypatch.setattr(configurator.importlib.util, "find_spec", lambda name: found.get(name) or None)
     monkeypatch.setattr(configurator.shutil, "which", lambda name: found.get(name) or None)
-    monkeypatch.delenv("CXX", raising=False)
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
     assert pick_compile("auto", "cuda") == pick_compile(True, "cuda:0") == (True, None)
     assert pick_compile("auto", "cpu") == pick_compile(False, "cuda") == (False, None)
     assert pick_compile(True, "cpu") == (True, None)
+    capability[0] = (6, 1)
+    assert pick_compile("auto", "cuda")[0] is False and "7.0" in pick_compile("auto", "cuda")[1]
+    del found["gcc"]
+    assert pick_compile("auto", "cuda")[0] is False and "C compiler" in pick_compile("auto", "cuda")[1]
     found.clear()
     for device, missing in (("cuda", "Triton"), ("cpu", "C++ compiler")):
         chosen, said = pick_compile(True, device)

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import json
 import math
 import re
 import shutil
@@ -11,6 +12,8 @@ import pytest
 import torch
 from conftest import GOLDEN, SYNTHETIC, TINY, error_line, flags, parse, tree
 from reference import losses_of_a_run
+
+from checkpoint import read_log
 
 DEFAULTS = dict(seed=1337, weight_decay=1e-1, beta1=0.9, beta2=0.95, grad_clip=1.0, decay_lr=True)  # nanoGPT's
 SIX = {"model", "optimizer", "model_args", "iter_num", "best_val_loss", "config"}
@@ -562,6 +565,91 @@ def test_a_logger_that_is_not_installed_is_one_line_with_the_pip_install_and_cos
     result = run("train.py", *arguments, project=own_project, expect=2)
     assert f"pip install {library}" in error_line(result)
     assert tree(tmp_path / "out") == before
+
+
+def killed_after_its_last_save(train, out_dir, **settings):
+    """A run to iteration 9 whose iterations from 5 on were computed twice, as after a kill."""
+    train(out_dir, max_iters=4, **settings)
+    early = {path: path.read_bytes() for path in out_dir.glob("*.pt")}
+    for _ in range(2):
+        train(out_dir, max_iters=9, init_from="resume", **settings)
+        if early:
+            for path in out_dir.glob("*.pt"):
+                path.unlink()
+            for path, content in early.items():
+                path.write_bytes(content)
+        early = {}
+
+
+def logged(out_dir):
+    """{(kind, name): {iteration: value}} of log.csv."""
+    found = {}
+    for row in read_log(out_dir / "log.csv"):
+        for name, value in row.items():
+            if name not in ("iter", "kind") and value:
+                found.setdefault(f"{row['kind']}/{name}", {})[int(row["iter"])] = float(value)
+    return found
+
+
+def test_tensorboard_gets_what_log_csv_has_and_no_iteration_twice(run, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def train(out_dir, **settings):
+        run("train.py", *flags(TINY, out_dir=out_dir, tensorboard_log=True, **settings))
+
+    killed_after_its_last_save(train, tmp_path / "out")
+    board = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    board.Reload()
+    expected = logged(tmp_path / "out")
+    assert set(board.Tags()["scalars"]) == set(expected) and "eval/val_loss" in expected
+    for name, rows in expected.items():
+        points = [(event.step, event.value) for event in board.Scalars(name)]
+        # times and rates are those of either go, the rest is the same in both
+        assert [step for step, _ in points] == sorted(rows)
+        if name.endswith(("loss", "lr", "grad_norm", "tokens_seen")):
+            assert [value for _, value in points] == pytest.approx([rows[step] for step, _ in points], rel=1e-6)
+
+
+FAKE_WANDB = """
+import json, os
+
+def note(*what):
+    with open(os.environ["NOTES"], "a") as f:
+        f.write(json.dumps(what) + "\\n")
+
+class Run:
+    id = "run-7"
+    def log(self, row):
+        note("log", row)
+    def define_metric(self, *names, **options):
+        note("define", names, options)
+
+def init(**options):
+    if options["project"] == "closed":
+        raise RuntimeError("api_key not configured")
+    note("init", {name: options[name] for name in ("project", "name", "id", "resume")}, options["config"]["n_layer"])
+    return Run()
+"""
+
+
+def test_wandb_gets_what_log_csv_has_and_a_resume_goes_on_in_the_same_run(run, own_project, tmp_path):
+    (own_project / "wandb.py").write_text(FAKE_WANDB)
+    environment = {"NOTES": str(tmp_path / "notes")}
+    settings = TINY | dict(wandb_log=True, wandb_project="p", wandb_run_name="r", out_dir=tmp_path / "out")
+    run("train.py", *flags(settings, max_iters=4), project=own_project, env=environment)
+    run("train.py", *flags(settings, max_iters=9, init_from="resume"), project=own_project, env=environment)
+    notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+    started = dict(project="p", name="r", resume="allow")
+    assert [n[1:] for n in notes if n[0] == "init"] == [[started | {"id": None}, 1], [started | {"id": "run-7"}, 1]]
+    found = {}
+    for _, row in (n for n in notes if n[0] == "log"):
+        for name in row.keys() - {"iter"}:
+            found.setdefault(name, {})[row["iter"]] = row[name]
+    assert found == logged(tmp_path / "out")
+    refused = run("train.py", *flags(settings | dict(wandb_project="closed", out_dir=tmp_path / "other")),
+                  project=own_project, env=environment, expect=2)  # fmt: skip
+    line = error_line(refused)
+    assert "api_key not configured" in line and "wandb login" in line and "--wandb_log=False" in line
 
 
 def test_the_readers_of_the_lines_find_all_of_them():
