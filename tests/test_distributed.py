@@ -395,6 +395,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow  # real launches; the quick one below starts ranks by itself
 def test_a_mistake_is_one_line_from_rank_0_and_ends_every_rank(torchrun, tmp_path):
     settings = flags(TINY, gradient_accumulation_steps=2)
     launches = {m: torchrun(*settings, f"--out_dir={tmp_path / str(i)}", m) for i, m in enumerate(MISTAKES)}
