@@ -210,6 +210,21 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class PackedLinear(nn.Module):
+    """A Linear for inference in bfloat16 on a CPU, its weights kept as oneDNN multiplies them: the same numbers.
+
+    F.linear packs them anew for each product, and for one token's that takes as long as all the rest.
+    """
+
+    def __init__(self, linear):
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().bfloat16(), 1)
+        self.bias = None if linear.bias is None else linear.bias.detach().bfloat16()
+
+    def forward(self, x):
+        return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.packed, self.bias, "none", [], "")
+
+
 class KVCache:
     """Keys and values of the tokens seen so far, so that decoding one more computes one more only.
 
@@ -395,6 +410,13 @@ class GPT(nn.Module):
         # match_rms_adamw scales Muon's step to the size of AdamW's, so that one learning rate serves both
         muon = Muon(hidden, learning_rate, weight_decay, betas[0], adjust_lr_fn="match_rms_adamw")
         return MuonWithAdamW(muon, adamw)
+
+    def pack(self):
+        """Makes every Linear a PackedLinear, for good: the model can be sampled from, but neither trained nor saved."""
+        for module in list(self.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, PackedLinear(child))
 
     def flops_per_token(self):
         """Training FLOPs a token: 6N, and the attention's own products (PaLM, arXiv:2204.02311, appendix B)."""

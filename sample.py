@@ -75,6 +75,8 @@ for parameter in model.parameters():  # matrices once, here, rather than by auto
 compile, remark = pick_compile(compile, device)
 if remark:
     print(remark, file=sys.stderr)
+if device == "cpu" and dtype == "bfloat16" and not compile and torch.backends.mkldnn.is_available():
+    model.pack()
 if compile:
     model.forward = torch.compile(model.forward, dynamic=True)
 first_state = torch.get_rng_state()

@@ -665,6 +665,22 @@ def test_in_training_a_large_vocabulary_has_the_loss_and_gradients_of_a_plain_he
         assert (a - b).abs().max().item() < (0.03 if autocast else 1e-5) * scale
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not in this torch")
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_packed_model_computes_and_samples_the_same(bias):
+    plain = shaken(GPT(GPTConfig(32, 101, 2, 2, 64, 0.0, bias)), 0.1).eval()
+    packed = shaken(GPT(GPTConfig(32, 101, 2, 2, 64, 0.0, bias)), 0.1).eval()
+    packed.load_state_dict(plain.state_dict())
+    packed.pack()
+    assert not any(isinstance(m, torch.nn.Linear) for m in packed.modules())
+    x = torch.randint(101, (3, 7))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours, exact = packed(x)[0].float(), plain(x)[0].float()
+        assert (ours - exact).abs().max() <= 0.01 * exact.abs().max() and exact.std() > 0.1
+        # past the context's end, too
+        assert torch.equal(packed.generate(x, 40, temperature=0), plain.generate(x, 40, temperature=0))
+
+
 def test_the_golden_figures_are_those_that_the_project_was_given(shared):
     for path in (shared / "golden").iterdir():
         assert (GOLDEN / path.name).read_bytes() == path.read_bytes()
