@@ -7,8 +7,8 @@ full, out of memory) into one line and exit code 1; anything else is a bug and k
 """
 
 import ast
-import builtins
 import atexit
+import builtins
 import ctypes
 import difflib
 import gc

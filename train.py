@@ -122,8 +122,8 @@ lock = ckpt.claim(out_dir) if rank == 0 and not eval_only and ckpt.has_lock(out_
 restarted = processes.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
 run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's "none" names no run
 has_run = processes.largest(int(rank == 0 and ckpt.has_run(out_dir)))
-of_this_id = processes.largest(int(rank == 0 and has_run and ckpt.peek(out_dir).get("run_id") == run_id))
-if of_this_id and not eval_only and (restarted or run_id != "none"):
+may_go_on = rank == 0 and not eval_only and (restarted or run_id != "none")
+if processes.largest(int(may_go_on and ckpt.peek(out_dir).get("run_id") == run_id)):
     init_from = "resume"
 elif init_from == "auto":
     init_from = "resume" if has_run else "scratch"

@@ -138,8 +138,7 @@ def time_to_loss(side, settings, target, temporary):
 def val_loss(seed, temporary):
     """Our val loss at nanoGPT's README settings for a CPU after 2000 iterations, 400 batches, all on 'auto'."""
     arguments = [*BABY, *SMALL, "--max_iters=2000", "--lr_decay_iters=2000", "--eval_iters=400", "--eval_interval=2000"]
-    arguments += AUTO
-    command = [sys.executable, "train.py", *arguments, f"--seed={seed}", f"--out_dir={temporary}/out-bench"]
+    command = [sys.executable, "train.py", *arguments, *AUTO, f"--seed={seed}", f"--out_dir={temporary}/out-bench"]
     out, _ = child([*command, "--log_interval=1000"], ROOT)
     return float(re.findall(r"^step 2000: train loss \S+, val loss ([\d.]+)", out, re.M)[0])
 
