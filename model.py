@@ -17,6 +17,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint as recompute
 
 from configurator import UserError, fast_bfloat16
 
@@ -37,23 +38,32 @@ class GPTConfig:
 # What a CPU is slow at, done another way. CUDA and MPS have kernels of their own for these.
 
 
+def dropped_lots(p):
+    """How many of the 256 values of a byte mean "dropped"."""
+    return min(round(256 * p), 255)
+
+
+def keep_scale(p):
+    """What keeps the mean where keep_mask(x, p) drops: a factor by itself, as bfloat16 would round it in the mask."""
+    return 256 / (256 - dropped_lots(p))
+
+
 def keep_mask(x, p):
-    """A mask like `x` for inverted dropout: 0 with probability round(256 p) / 256, else what keeps the mean.
+    """A mask like `x` for dropout: 0 with probability round(256 p) / 256, else 1.
 
     One random byte decides each element: 16 times as fast on a CPU as bernoulli_, which draws 64 bits
     for it. random_() alone would leave each int64's top bit 0, and drop every eighth element more
     often. The comparison writes x's own type, since a bool mask costs ten times as much to apply.
     """
-    dropped = min(round(256 * p), 255)
     words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     lots = words.view(torch.uint8)[: x.numel()].view(x.shape)
-    return torch.ge(lots, dropped, out=torch.empty(x.shape, dtype=x.dtype)).mul_(256 / (256 - dropped))
+    return torch.ge(lots, dropped_lots(p), out=torch.empty(x.shape, dtype=x.dtype))
 
 
 class Dropout(nn.Dropout):
     def forward(self, x):
         if x.device.type == "cpu" and self.training and self.p > 0:
-            return x * keep_mask(x, self.p)
+            return (x * keep_mask(x, self.p)).mul_(keep_scale(self.p))
         return super().forward(x)
 
 
@@ -72,7 +82,7 @@ class CPUAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, p):
-        T, ctx.scale, ctx.dropout = q.size(1), q.size(2) ** -0.5, p > 0
+        T, ctx.scale, ctx.p = q.size(1), q.size(2) ** -0.5, p
         y = torch.empty_like(q)
         ahead = q.new_full((T, T), -math.inf).triu_(1)  # added to the scores: a query may not see later keys
         saved = []
@@ -83,25 +93,27 @@ class CPUAttention(torch.autograd.Function):
             if p > 0:
                 saved.append(keep_mask(att, p))
                 att = att * saved[-1]
-            torch.bmm(att, v[:, :stop], out=y[:, start:stop])
+            part = y[:, start:stop]
+            torch.baddbmm(part, att, v[:, :stop], beta=0, alpha=keep_scale(p), out=part)
         ctx.save_for_backward(q, k, v, *saved)
         return y
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, *saved = ctx.saved_tensors
+        scale = ctx.scale * keep_scale(ctx.p)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         saved = iter(saved)
         for start, stop in CPUAttention.stretches(q.size(1)):
-            att, keep = next(saved), next(saved) if ctx.dropout else None
+            att, keep = next(saved), next(saved) if ctx.p > 0 else None
             dy = grad[:, start:stop]
-            dv[:, :stop] += torch.bmm((att * keep if ctx.dropout else att).mT, dy)
+            dv[:, :stop].baddbmm_((att * keep if ctx.p > 0 else att).mT, dy, alpha=keep_scale(ctx.p))
             datt = torch.bmm(dy, v[:, :stop].mT)
-            if ctx.dropout:
+            if ctx.p > 0:
                 datt.mul_(keep)
             datt = torch._softmax_backward_data(datt, att, -1, att.dtype)
-            torch.baddbmm(dq[:, start:stop], datt, k[:, :stop], beta=0, alpha=ctx.scale, out=dq[:, start:stop])
-            dk[:, :stop].baddbmm_(datt.mT, q[:, start:stop], alpha=ctx.scale)
+            torch.baddbmm(dq[:, start:stop], datt, k[:, :stop], beta=0, alpha=scale, out=dq[:, start:stop])
+            dk[:, :stop].baddbmm_(datt.mT, q[:, start:stop], alpha=scale)
         return dq, dk, dv, None
 
 
@@ -111,12 +123,14 @@ class CPUAttention(torch.autograd.Function):
 
 LARGE_VOCABULARY = 8192
 LOSS_ROWS = 2048
-CPU_SOFTMAX_ROWS = 64
+CPU_SOFTMAX_ROWS = 32
 
 
 def softmax_rows(x):
-    """How many rows of logits are float32 at once: on a CPU so few that they stay in its cache."""
-    return CPU_SOFTMAX_ROWS if x.device.type == "cpu" else LOSS_ROWS
+    """How many rows of logits are float32 at once: on a CPU so few that they stay in its cache.
+
+    A compiler would write the loop over them out."""
+    return CPU_SOFTMAX_ROWS if x.device.type == "cpu" and not torch.compiler.is_compiling() else LOSS_ROWS
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -131,7 +145,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         lower, count = weight.to(dtype), (targets != -1).sum()
         total = torch.zeros((), device=x.device)
         dx, dweight = torch.empty_like(x), None
-        for x_rows, target_rows, dx_rows in zip(*(t.split(LOSS_ROWS) for t in (x, targets[:, None], dx)), strict=True):
+        chunks = list(zip(*(t.split(LOSS_ROWS) for t in (x, targets[:, None], dx)), strict=True))
+        for i, (x_rows, target_rows, dx_rows) in enumerate(chunks, start=1):
             x_rows = x_rows.to(dtype)
             logits = x_rows @ lower.mT  # (rows, V), and in its place softmax - onehot, the loss's gradient
             for part, target in zip(logits.split(softmax_rows(x)), target_rows.split(softmax_rows(x)), strict=True):
@@ -141,6 +156,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 grad = logp.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=logp.dtype))
                 part.copy_(grad.mul_(~ignored))
             dx_rows.copy_(logits @ lower)
+            if i == len(chunks):
+                del lower  # the next product is as large
             product = logits.mT @ x_rows
             dweight = product if dweight is None else product.float().add_(dweight)
         ctx.save_for_backward(dx, dweight, count)
@@ -184,6 +201,9 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
 
+WIDE = 4 * 768  # GELUs of this many channels and more are done twice: 1 % of the time, 150 MB of a GPT-2's at 2 x 1024
+
+
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -192,8 +212,15 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = Dropout(config.dropout)
 
+    def project(self, h):
+        return self.c_proj(self.gelu(h))
+
     def forward(self, x):
-        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+        h = self.c_fc(x)  # (B, T, 4 C)
+        if self.training and h.device.type == "cpu" and h.size(-1) >= WIDE and not torch.compiler.is_compiling():
+            # not kept: done once more on the way back, without its product with c_proj
+            return self.dropout(recompute(self.project, h, use_reentrant=False, preserve_rng_state=False))
+        return self.dropout(self.project(h))
 
 
 class Block(nn.Module):
@@ -450,7 +477,10 @@ class GPT(nn.Module):
         for _ in range(max_new_tokens):
             if cache.length + pending.size(1) > size:
                 cache.length, pending = 0, idx[:, -max(1, size - window_step + 1) :]
-            logits = self(pending, cache=cache)[0][:, -1].float()  # (B, V)
+            full = pending.size(1) == size  # a cache of it has no room for a token more: none is filled
+            logits = self(pending, cache=None if full else cache)[0][:, -1].float()  # (B, V)
+            if full:
+                cache.length = size
             if known is not None:
                 logits = logits.masked_fill(~known, -math.inf)
             pending = choose(logits, temperature, top_k, generators)
@@ -600,7 +630,7 @@ class MuonWithAdamW:
 
 def choose(logits, temperature, top_k, generators):
     """A token for each row of `logits` (B, V): (B, 1). See GPT.stream()."""
-    if temperature == 0:
+    if temperature < 1e-6:  # the most likely alone has a chance, and the quotient would overflow
         return logits.argmax(-1, keepdim=True)
     logits = logits / temperature
     if top_k is not None:

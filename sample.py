@@ -13,7 +13,7 @@ import sys
 import torch
 
 import checkpoint as ckpt
-from configurator import UserError, at_least, configure, pick_compile, pick_device, pick_dtype
+from configurator import UserError, at_least, configure, fast_bfloat16, pick_compile, pick_device, pick_dtype
 from data.tokens import codec_of_folder, codec_of_run
 from model import GPT
 
@@ -38,6 +38,8 @@ configure(globals())
 at_least(1, globals(), "num_samples top_k window_step")
 at_least(0, globals(), "max_new_tokens temperature seed")
 device = pick_device(device)
+if device.startswith("cuda"):
+    torch.cuda.set_device(torch.device(device).index or 0)  # the one that is asked about bfloat16 below
 dtype = pick_dtype(dtype, device)
 
 # ----------------------------------------------------------------------------------------------
@@ -75,7 +77,7 @@ for parameter in model.parameters():  # matrices once, here, rather than by auto
 compile, remark = pick_compile(compile, device)
 if remark:
     print(remark, file=sys.stderr)
-if device == "cpu" and dtype == "bfloat16" and not compile and torch.backends.mkldnn.is_available():
+if device == "cpu" and dtype == "bfloat16" and not compile and fast_bfloat16() and torch.backends.mkldnn.is_available():
     model.pack()
 if compile:
     model.forward = torch.compile(model.forward, dynamic=True)
