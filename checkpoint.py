@@ -162,11 +162,14 @@ class RunLog:
             raise self.failure(error) from error
         self.writer = csv.DictWriter(self.file, self.columns)
         self.board = self.wandb = None
+        self.here = [row for row in rows if int(row["iter"]) == iter_num]  # its evaluation, where that is done
 
     def add_tensorboard(self, out_dir, iter_num):
         from torch.utils.tensorboard import SummaryWriter
 
         self.board = SummaryWriter(os.path.join(out_dir, "tensorboard"), purge_step=iter_num)
+        for row in self.here:  # purged with the iteration, and will not come again
+            self.to_board(int(row["iter"]), row["kind"], {k: float(row[k]) for k in self.columns[2:] if row[k]})
 
     def add_wandb(self, out_dir, project, name, config, id):
         """Returns the run's id there, with which a resumed run goes on in it."""
@@ -182,6 +185,11 @@ class RunLog:
         self.wandb.define_metric("*", step_metric="iter")  # a row that comes again lands on the one before
         return self.wandb.id
 
+    def to_board(self, iter_num, kind, numbers):
+        for name, value in numbers.items():
+            self.board.add_scalar(f"{kind}/{name}", value, iter_num)
+        self.board.flush()
+
     def failure(self, error):
         return OSError(f"could not write {self.path}: {error.strerror}; the checkpoints there are intact")
 
@@ -193,9 +201,7 @@ class RunLog:
             raise self.failure(error) from error
         numbers = {name: value for name, value in row.items() if name not in ("iter", "kind") and value is not None}
         if self.board:
-            for name, value in numbers.items():
-                self.board.add_scalar(f"{row['kind']}/{name}", value, row["iter"])
-            self.board.flush()
+            self.to_board(row["iter"], row["kind"], numbers)
         if self.wandb:
             self.wandb.log({"iter": row["iter"], **{f"{row['kind']}/{k}": v for k, v in numbers.items()}})
 

@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import sys
+import sysconfig
 import time
 import types
 from datetime import timedelta
@@ -323,6 +324,7 @@ def pick_compile(compile, device):
     else:  # Triton builds its launcher with a C compiler
         found = {"Triton": importlib.util.find_spec("triton")}
         found["C compiler"] = any(map(shutil.which, (os.environ.get("CC", "gcc"), "cc", "clang")))
+        found["Python.h"] = os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
         found["GPU of compute capability 7.0"] = torch.cuda.get_device_capability(device) >= (7, 0)
     missing = next((name for name, there in found.items() if not there), None)
     return missing is None, missing and f"no {missing} is found, so the model runs without torch.compile"

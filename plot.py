@@ -30,7 +30,7 @@ except ImportError:
 POINTS = 400  # more of them in one curve are means over stretches
 # Okabe and Ito's colours, which the colour-blind can tell apart, in an order whose greys differ; and a marker each
 COLOURS = ("#000000", "#d55e00", "#56b4e9", "#0072b2", "#e69f00", "#009e73", "#cc79a7")
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX<"
 # what two runs may differ in without their curves' differing
 NO_MATTER = {"out_dir", "init_from", "eval_only", "save_interval", "always_save_checkpoint", "log_interval"}
 NO_MATTER |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name", "backend", "peak_flops"}

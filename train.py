@@ -23,7 +23,7 @@ from configurator import (
     one_of, peak_memory, pick_backend, pick_compile, pick_device, pick_dtype, pick_threads, setting_names,
     share_evenly, usable_cores,
 )  # fmt: skip
-from data.bins import check_bin, check_ids, open_bin
+from data.bins import check_bin, check_ids, check_size, open_bin
 from data.tokens import find_meta
 from model import GPT, GPTConfig
 
@@ -161,6 +161,13 @@ if remark:
     say(remark)
 if sharding == "fsdp" and (optimizer == "muon" or dtype == "float16" or not processes.several):
     raise UserError("--sharding=fsdp works under torchrun, with --optimizer=adamw, and not with --dtype=float16")
+data_dir = os.path.join(ROOT, "data", dataset)
+bins = {split: os.path.join(data_dir, f"{split}.bin") for split in ("train", "val")}
+for path in bins.values():  # before gigabytes of weights are fetched
+    check_size(path, block_size, dataset)
+if rank == 0 and not eval_only:
+    needed_for(wandb_log, "wandb", "--wandb_log=True")
+    needed_for(tensorboard_log, "tensorboard", "--tensorboard_log=True")
 torch.set_float32_matmul_precision("high" if device_type == "cuda" else "highest")  # TF32 where CUDA has it
 torch.manual_seed(seed + rank)
 
@@ -168,7 +175,6 @@ torch.manual_seed(seed + rank)
 # the model
 
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
-data_dir = os.path.join(ROOT, "data", dataset)
 meta = find_meta(data_dir)
 if meta:
     say(f"found vocab_size = {meta['vocab_size']} (inside {os.path.join('data', dataset, 'meta.pkl')})")
@@ -180,7 +186,7 @@ if saved:
         say(remark)
     model = ckpt.build_model(saved, saved_path, dropout)
     iter_num, best_val_loss = saved["iter_num"], float(saved.get("best_val_loss", math.inf))
-    best_iter, tokens_seen = saved.get("best_iter", iter_num), saved.get("tokens_seen", 0)
+    best_iter, tokens_seen = saved.get("best_iter", iter_num), saved.get("tokens_seen", iter_num * tokens_per_iter)
     seconds_before, wandb_id = saved.get("seconds", 0.0), saved.get("wandb_id")
 elif pretrained:
     say(f"Initializing from GPT-2 weights: {init_from}")
@@ -198,13 +204,14 @@ for name in ("n_layer", "n_head", "n_embd", "bias"):
         raise UserError(f"--{name}={given[name]}: {there}")
     globals()[name] = getattr(model.config, name)
 vocab_size = model.config.vocab_size
+if pretrained and meta and meta["vocab_size"] != vocab_size:
+    say(f"{dataset} has {meta['vocab_size']} tokens, its own, and {init_from} {vocab_size}: what that knows is lost")
 config = {name: globals()[name] for name in settings}
 say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
 
 # ----------------------------------------------------------------------------------------------
 # data
 
-bins = {split: os.path.join(data_dir, f"{split}.bin") for split in ("train", "val")}
 fingerprints = {split: check_bin(path, block_size, vocab_size, dataset) for split, path in bins.items()}
 if saved and dataset == saved["config"].get("dataset") and saved.get("data", fingerprints) != fingerprints:
     raise UserError(f"{data_dir} is not the data this run was trained on: prepare it as it was, or start from scratch")
@@ -255,9 +262,10 @@ skips_by_itself = optimizer == "adamw" and sharding == "ddp"
 
 peak, peak_source = find_peak_flops(peak_flops, device, dtype) if rank == 0 else (1.0, "")
 processes.wait()  # rank 0 measures alone
+tflops = format(peak / 1e12, ".1f" if peak > 1e13 else ".4g")
 say(
     f"{world_size} x {device}, {torch.get_num_threads()} CPU threads each, {dtype}, compile {compile}, {optimizer}, "
-    f"{sharding if processes.several else 'one process'}; peak {peak / 1e12:.4g} TFLOPS ({peak_source})"
+    f"{sharding if processes.several else 'one process'}; peak {tflops} TFLOPS ({peak_source})"
     f"{'; mfu is per device, tokens/s over all' if processes.several else ''}"
 )
 autocast = torch.amp.autocast(device_type, getattr(torch, dtype), enabled=dtype != "float32")
@@ -270,8 +278,6 @@ if processes.several and sharding == "ddp":
     train_model = DDP(eval_model, device_ids=gpu, gradient_as_bucket_view=True)  # not each gradient twice
 log = None
 if rank == 0 and not eval_only:
-    needed_for(wandb_log, "wandb", "--wandb_log=True")
-    needed_for(tensorboard_log, "tensorboard", "--tensorboard_log=True")
     lock = lock or ckpt.claim(out_dir)
     ckpt.sweep(out_dir)
     moved = None if saved else ckpt.move_aside(out_dir)
@@ -466,16 +472,22 @@ while iter_num <= max_iters or eval_only:
 # ----------------------------------------------------------------------------------------------
 # the end: of the run, or of this process's part in it
 
+def script(name):
+    return os.path.relpath(os.path.join(ROOT, name))
+
+
 finished = iter_num > max_iters and not eval_only
 if not eval_only:
     save("last.pt", resume_point(evaluated=False) if finished else point)
     if not finished:
-        say(f"stopped at iteration {iter_num}; the checkpoint to go on from is {ckpt.newest(out_dir)}")
+        say(f"stopped at iteration {iter_num}; the checkpoint to go on from is {ckpt.newest(out_dir)}; "
+            f"to go on: python {script('train.py')} --init_from=resume --out_dir={out_dir}")  # fmt: skip
 if finished:
     wall = timedelta(seconds=round(seconds_before + time.time() - began))
     say(f"best val loss {best_val_loss:.4f} at iteration {best_iter}, {tokens_seen:,} tokens seen, {wall} in all, "
         f"at most {peak_memory(device)}")  # fmt: skip
-    say(f"to see the curves: python {os.path.relpath(os.path.join(ROOT, 'plot.py'))} {out_dir}")
+    say(f"to see what it writes: python {script('sample.py')} --out_dir={out_dir}")
+    say(f"to see the curves: python {script('plot.py')} {out_dir}")
 # gloo aborts at exit where these outlive the process group
 train_model = eval_model = model = optim = block = parameter = None
 processes.leave()

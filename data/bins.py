@@ -5,8 +5,9 @@ import os
 
 import numpy as np
 
-from configurator import UserError
+from configurator import ROOT, UserError
 
+SMALL_PREPARE = os.path.join(ROOT, "data", "shakespeare_char", "prepare.py")
 CHECKED_WHOLE = 1 << 26  # tokens; a longer bin is looked at in places, and every batch as it is drawn
 
 
@@ -16,21 +17,28 @@ def open_bin(path):
     return np.memmap(path, dtype="<u2", mode="r")
 
 
-def check_bin(path, block_size, vocab_size, dataset):
-    """UserError where `path` cannot be trained on: missing, cut, too short, or with an id >= vocab_size.
-
-    Returns its fingerprint(), by which a resumed run knows its data again.
-    """
+def check_size(path, block_size, dataset):
+    """UserError where `path` cannot be trained on, as far as its size shows: missing, cut or too short."""
     if not os.path.isfile(path):
         where = os.path.dirname(path)
         prepare = os.path.join(where, "prepare.py")
         what = f"run: python {os.path.relpath(prepare)}" if os.path.exists(prepare) else f"there is no {prepare} either"
+        if dataset == "openwebtext":  # train.py's own choice, and 53 GB
+            what += f"; to begin with something small, python {os.path.relpath(SMALL_PREPARE)}"
         raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); {what}")
     size = os.path.getsize(path)
     if size % 2:
         raise UserError(f"{path}: {size:,} bytes is odd, and a token is two: the file is cut or is no token bin")
     if size // 2 < block_size + 1:
         raise UserError(f"{path}: {size // 2:,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
+
+
+def check_bin(path, block_size, vocab_size, dataset):
+    """UserError where `path` cannot be trained on: by check_size(), or for an id >= vocab_size.
+
+    Returns its fingerprint(), by which a resumed run knows its data again.
+    """
+    check_size(path, block_size, dataset)
     tokens = open_bin(path)
     # A whole pass over a 17 GB file would take minutes: look at 64 stretches of a million tokens then.
     stretch = len(tokens) if len(tokens) <= CHECKED_WHOLE else CHECKED_WHOLE // 64

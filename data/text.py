@@ -212,6 +212,6 @@ def _print_counts(counts):
         print(f"{split} has {count:,} tokens")
 
 
-def print_next(arguments, launcher="python"):
+def print_next(arguments, launcher="python", when="next"):
     """Says what to type once the dataset is ready."""
-    print(f"next: {launcher} {os.path.relpath(os.path.join(ROOT, 'train.py'))} {arguments}")
+    print(f"{when}: {launcher} {os.path.relpath(os.path.join(ROOT, 'train.py'))} {arguments}")

@@ -141,7 +141,8 @@ def test_every_printed_line_has_its_form_and_place(run, tmp_path):
         *[STEP, saving, progress, *[ITER] * 4],
         *[STEP, saving, progress, *[ITER] * 2],
         rf"best val loss {NUMBER} at iteration 8, 640 tokens seen, \d:\d\d:\d\d in all, at most .*",
-        r"to see the curves: python .*",
+        r"to see what it writes: python .*sample\.py --out_dir=.*",
+        r"to see the curves: python .*plot\.py .*",
     ]
     assert len(lines) == len(expected), lines
     for line, pattern in zip(lines, expected, strict=True):
@@ -567,10 +568,11 @@ def test_a_logger_that_is_not_installed_is_one_line_with_the_pip_install_and_cos
     assert tree(tmp_path / "out") == before
 
 
-def killed_after_its_last_save(train, out_dir, **settings):
-    """A run to iteration 9 whose iterations from 5 on were computed twice, as after a kill."""
+def killed_after_its_last_save(train, out_dir, saved="*.pt", **settings):
+    """A run to iteration 9 whose iterations from 5 on were computed twice, as after a kill; with `saved` "ckpt.pt"
+    those from 4 on, whose evaluation was done before."""
     train(out_dir, max_iters=4, **settings)
-    early = {path: path.read_bytes() for path in out_dir.glob("*.pt")}
+    early = {path: path.read_bytes() for path in out_dir.glob(saved)}
     for _ in range(2):
         train(out_dir, max_iters=9, init_from="resume", **settings)
         if early:
@@ -591,13 +593,14 @@ def logged(out_dir):
     return found
 
 
-def test_tensorboard_gets_what_log_csv_has_and_no_iteration_twice(run, tmp_path):
+@pytest.mark.parametrize("saved", ["*.pt", "ckpt.pt"])
+def test_tensorboard_gets_what_log_csv_has_and_no_iteration_twice(run, tmp_path, saved):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def train(out_dir, **settings):
         run("train.py", *flags(TINY, out_dir=out_dir, tensorboard_log=True, **settings))
 
-    killed_after_its_last_save(train, tmp_path / "out")
+    killed_after_its_last_save(train, tmp_path / "out", saved)
     board = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
     board.Reload()
     expected = logged(tmp_path / "out")

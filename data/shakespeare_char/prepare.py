@@ -17,6 +17,7 @@ configure(globals())
 folder = data_folder("shakespeare_char")
 prepare_chars(folder, "".join(text_chunks([shakespeare(folder)])))
 print_next("config/train_shakespeare_char.py")
+print_next("config/train_shakespeare_cpu.py", when="or, on a CPU")
 # length of dataset in characters: 1,115,394
 # vocab size: 65
 # train has 1,003,854 tokens
