@@ -6,9 +6,10 @@
 A row runs whole commands in turn, ours, peer's, ours, ..., and quotes medians. train rows take the
 median of the printed iteration times (the first five left out), sample rows the seconds between
 two lengths of text, so that neither counts the start of Python. Peak memory is the process's own.
---runs=N sets how often (at least 5 for figures to quote).
+--runs=N sets how often (5 by default, and at least that for figures to quote).
 """
 
+import argparse
 import json
 import os
 import re
@@ -41,7 +42,7 @@ OTHER = ("val_cpu", "time_to_loss", "load_gpt2", "scaling")
 
 
 def child(command, cwd):
-    """(stdout, seconds, peak MiB) of one run of `command`."""
+    """(stdout, seconds) of one run of `command`."""
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     out, err = process.communicate()
@@ -118,7 +119,7 @@ def in_turn(measure, row, peer, runs, temporary):
 
 
 def time_to_loss(side, settings, target, temporary):
-    """(seconds, val loss) of a run until an evaluation of 100 batches is at `target` or below."""
+    """(seconds, val loss) of a run to its end, or until an evaluation of 100 batches is at `target` or below."""
     command = [sys.executable, "train.py", *settings, "--eval_iters=100", "--log_interval=100"]
     command += [f"--out_dir={temporary}/out-bench"]
     process = subprocess.Popen(command, cwd=side, stdout=subprocess.PIPE, text=True)
@@ -144,13 +145,22 @@ def val_loss(seed, temporary):
 
 
 def main():
-    options = dict(a[2:].split("=", 1) for a in sys.argv[1:] if a.startswith("--"))
-    rows = [a for a in sys.argv[1:] if not a.startswith("--")] or [*TRAIN, *SAMPLE, *OTHER]
-    unknown = set(rows) - {*TRAIN, *SAMPLE, *OTHER} | set(options) - {"peer", "runs"}
-    if unknown:
-        sys.exit(f"error: no such row or option: {', '.join(unknown)}; rows: {', '.join([*TRAIN, *SAMPLE, *OTHER])}")
-    peer = os.path.abspath(options["peer"]) if "peer" in options else None
-    runs = int(options.get("runs", 5))
+    every = [*TRAIN, *SAMPLE, *OTHER]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(every)}; without one all of them")
+    parser.add_argument("--peer", metavar="DIR", type=os.path.abspath, help="the other checkout")
+    parser.add_argument("--runs", metavar="N", type=int, default=5, help="how often each command runs")
+    options = parser.parse_args()
+    rows, peer, runs = options.rows or every, options.peer, options.runs
+    if unknown := ", ".join(row for row in rows if row not in every):
+        parser.error(f"no such row: {unknown}; there are {', '.join(every)}")
+    if runs < 1:
+        parser.error(f"--runs={runs}: must be at least 1")
+    if peer and not os.path.exists(os.path.join(peer, "train.py")):
+        parser.error(f"--peer={peer}: there is no train.py in it")
+    for side in (ROOT, peer):
+        if side and not os.path.exists(os.path.join(side, "data", "shakespeare_char", "train.bin")):
+            parser.error(f"type first, in {side}: python data/shakespeare_char/prepare.py")
     with tempfile.TemporaryDirectory() as temporary:
         write_models(temporary)
         print("| work | ours | peer | ratio | tokens/s | MFU | peak memory, ours / peer |")
@@ -194,7 +204,7 @@ def other_row(row, peer, runs, temporary):
         if peer:  # its last evaluation is at 2000: that run's time is what ours is held against
             times["peer"].append(time_to_loss(peer, theirs, 1.908, temporary))
     mine, other = (statistics.median(t for t, _ in times[k]) if times[k] else None for k in ("ours", "peer"))
-    reached = ", ".join(f"{loss:.3f}" for _, loss in times["ours"])
+    reached = ", ".join(f"{loss:.3f}" + " > 1.908" * (loss > 1.908) for _, loss in times["ours"])
     cells = [f"{mine:.1f} s (val {reached})", f"{other:.1f} s" if peer else "-", f"{other / mine:.1f} x" if peer else "-"]
     return f"| wall time to val loss 1.908 | {' | '.join(cells)} | | | |"
 
