@@ -480,8 +480,8 @@ finished = iter_num > max_iters and not eval_only
 if not eval_only:
     save("last.pt", resume_point(evaluated=False) if finished else point)
     if not finished:
-        say(f"stopped at iteration {iter_num}; the checkpoint to go on from is {ckpt.newest(out_dir)}; "
-            f"to go on: python {script('train.py')} --init_from=resume --out_dir={out_dir}")  # fmt: skip
+        how = f"; type: python {script('train.py')} --init_from=resume --out_dir={out_dir}" * ckpt.has_run(out_dir)
+        say(f"stopped at iteration {iter_num}; the checkpoint to go on from is {ckpt.newest(out_dir)}{how}")
 if finished:
     wall = timedelta(seconds=round(seconds_before + time.time() - began))
     say(f"best val loss {best_val_loss:.4f} at iteration {best_iter}, {tokens_seen:,} tokens seen, {wall} in all, "
