@@ -639,4 +639,5 @@ def test_the_settings_files_have_nanogpts_values(name, model, expected, run, tmp
     exec((ROOT / "config" / f"{name}.py").read_text(), values)
     assert values == values | expected | {"init_from": model}
     environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": None}
-    assert f"openai-community/{model} " in error_line(run("train.py", f"config/{name}.py", env=environment, expect=2))
+    arguments = [f"config/{name}.py", "--dataset=synthetic"]  # one that is there: it is looked for first
+    assert f"openai-community/{model} " in error_line(run("train.py", *arguments, env=environment, expect=2))
