@@ -258,6 +258,11 @@ def needed_for(asked, library, what):
             raise UserError(f"{what} needs {library}: pip install {library}") from None
 
 
+def from_here(script):
+    """The path of one of the project's scripts, as one types it in the folder that one is in."""
+    return os.path.relpath(os.path.join(ROOT, script))
+
+
 def share_evenly(gradient_accumulation_steps, world_size):
     """How many of the micro-batches of an iteration are each process's."""
     if gradient_accumulation_steps % world_size:

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import checkpoint as ckpt
 from configurator import (
-    ROOT, Clock, Processes, Progress, UserError, adopt, at_least, configure, find_peak_flops, keep_memory, needed_for,
-    one_of, peak_memory, pick_backend, pick_compile, pick_device, pick_dtype, pick_threads, setting_names,
+    ROOT, Clock, Processes, Progress, UserError, adopt, at_least, configure, find_peak_flops, from_here, keep_memory,
+    needed_for, one_of, peak_memory, pick_backend, pick_compile, pick_device, pick_dtype, pick_threads, setting_names,
     share_evenly, usable_cores,
 )  # fmt: skip
 from data.bins import check_bin, check_ids, check_size, open_bin
@@ -472,22 +472,18 @@ while iter_num <= max_iters or eval_only:
 # ----------------------------------------------------------------------------------------------
 # the end: of the run, or of this process's part in it
 
-def script(name):
-    return os.path.relpath(os.path.join(ROOT, name))
-
-
 finished = iter_num > max_iters and not eval_only
 if not eval_only:
     save("last.pt", resume_point(evaluated=False) if finished else point)
     if not finished:
-        how = f"; type: python {script('train.py')} --init_from=resume --out_dir={out_dir}" * ckpt.has_run(out_dir)
+        how = f"; type: python {from_here('train.py')} --init_from=resume --out_dir={out_dir}" * ckpt.has_run(out_dir)
         say(f"stopped at iteration {iter_num}; the checkpoint to go on from is {ckpt.newest(out_dir)}{how}")
 if finished:
     wall = timedelta(seconds=round(seconds_before + time.time() - began))
     say(f"best val loss {best_val_loss:.4f} at iteration {best_iter}, {tokens_seen:,} tokens seen, {wall} in all, "
         f"at most {peak_memory(device)}")  # fmt: skip
-    say(f"to see what it writes: python {script('sample.py')} --out_dir={out_dir}")
-    say(f"to see the curves: python {script('plot.py')} {out_dir}")
+    say(f"to see what it writes: python {from_here('sample.py')} --out_dir={out_dir}")
+    say(f"to see the curves: python {from_here('plot.py')} {out_dir}")
 # gloo aborts at exit where these outlive the process group
 train_model = eval_model = model = optim = block = parameter = None
 processes.leave()

@@ -5,9 +5,8 @@ import os
 
 import numpy as np
 
-from configurator import ROOT, UserError
+from configurator import UserError, from_here
 
-SMALL_PREPARE = os.path.join(ROOT, "data", "shakespeare_char", "prepare.py")
 CHECKED_WHOLE = 1 << 26  # tokens; a longer bin is looked at in places, and every batch as it is drawn
 
 
@@ -24,7 +23,7 @@ def check_size(path, block_size, dataset):
         prepare = os.path.join(where, "prepare.py")
         what = f"run: python {os.path.relpath(prepare)}" if os.path.exists(prepare) else f"there is no {prepare} either"
         if dataset == "openwebtext":  # train.py's own choice, and 53 GB
-            what += f"; to begin with something small, python {os.path.relpath(SMALL_PREPARE)}"
+            what += f"; to begin with something small, python {from_here('data/shakespeare_char/prepare.py')}"
         raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); {what}")
     size = os.path.getsize(path)
     if size % 2:

@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from configurator import ROOT, UserError, usable_cores
+from configurator import ROOT, UserError, from_here, usable_cores
 from data.tokens import BPECodec, bpe_pieces
 
 DATA = os.path.join(ROOT, "data")
@@ -214,4 +214,4 @@ def _print_counts(counts):
 
 def print_next(arguments, launcher="python", when="next"):
     """Says what to type once the dataset is ready."""
-    print(f"{when}: {launcher} {os.path.relpath(os.path.join(ROOT, 'train.py'))} {arguments}")
+    print(f"{when}: {launcher} {from_here('train.py')} {arguments}")
