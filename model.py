@@ -559,8 +559,13 @@ def gpt2_config(path, dropout):
     return GPTConfig(*sizes, dropout, bias=True, activation=found.get("activation_function", "gelu_new"))
 
 
+def maps(p):
+    """The linear maps that p, a block's matrix or what moves it, holds: c_attn's three, which give q, k and v."""
+    return p.chunk(3) if len(p) == 3 * p.size(1) else (p,)
+
+
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon with the matrices of one shape, or its transpose, orthogonalised as one batch: the same numbers.
+    """torch.optim.Muon with the maps of one shape, or its transpose, orthogonalised as one batch: the same numbers.
 
     One by one, a small model's matrices keep no device busy: a batch is up to three times as fast. A CPU
     that is slow at bfloat16 takes float32.
@@ -572,14 +577,15 @@ class Muon(torch.optim.Muon):
             shapes = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    shapes.setdefault((min(p.shape), max(p.shape)), []).append(p)
+                    shapes.setdefault(tuple(sorted(maps(p)[0].shape)), []).append(p)
             for (_, longer), parameters in shapes.items():
-                updates = [self.momentum(p, group["momentum"], group["nesterov"]) for p in parameters]
-                x = torch.stack([u.mT if len(u) > u.size(1) else u for u in updates])  # (matrices, shorter, longer)
+                means = [self.momentum(p, group["momentum"], group["nesterov"]) for p in parameters]
+                updates = [update for mean in means for update in maps(mean)]
+                x = torch.stack([u.mT if len(u) > u.size(1) else u for u in updates])  # (maps, shorter, longer)
                 x = x.to(torch.bfloat16 if x.is_cuda or fast_bfloat16() else torch.float32)
                 x = newton_schulz(x, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 lr, scale = group["lr"], 0.2 * math.sqrt(longer)  # match_rms_adamw: arXiv:2502.16982
-                for p, update in zip(parameters, x, strict=True):
+                for p, update in zip((part for p in parameters for part in maps(p)), x, strict=True):
                     p.mul_(1 - lr * group["weight_decay"])
                     p.add_(update.mT if len(p) > p.size(1) else update, alpha=-lr * scale)
 

@@ -306,12 +306,11 @@ def estimate_loss():
     mean = {}
     for split in ("train", "val"):
         losses = torch.zeros(math.ceil(eval_iters / world_size) * world_size, device=device)
-        for k in range(rank, len(losses), world_size):
-            if processes.asked_to_stop():
-                return None
-            x, y = get_batch(split)
-            with autocast:
-                losses[k] = eval_model(x, y)[1]
+        with autocast:  # around all of them: it casts each weight once
+            for k in range(rank, len(losses), world_size):
+                if processes.asked_to_stop():
+                    return None
+                losses[k] = eval_model(*get_batch(split))[1]
         if processes.several:
             dist.all_reduce(losses)
         mean[split] = losses[:eval_iters].mean().item()

@@ -270,26 +270,30 @@ def test_with_muon_the_blocks_matrices_are_muons_and_nothing_else_is():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_muons_batches_give_the_weights_of_torchs_muon(monkeypatch, dtype):
+    """... where that has q's, k's and v's maps, which c_attn holds together, as three matrices."""
     # torch's computes in bfloat16 everywhere: beside float32 it is its rounding that shows, a hundredth of a step
     monkeypatch.setattr(model_module, "fast_bfloat16", lambda: dtype == torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     shapes = [(48, 16), (16, 16), (64, 16), (16, 64)] * 2
-    ours, theirs = ([torch.nn.Parameter(torch.full(shape, 0.02)) for shape in shapes] for _ in range(2))
+    ours = [torch.nn.Parameter(torch.full(shape, 0.02)) for shape in shapes]
+    theirs = [torch.nn.Parameter(t.detach().clone()) for p in ours for t in (p.chunk(3) if len(p) == 48 else [p])]
     settings = dict(lr=0.01, weight_decay=0.3, momentum=0.8, adjust_lr_fn="match_rms_adamw")
-    for step in range(5):
-        for p, q in zip(ours, theirs, strict=True):
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(5):
+        for p in ours:
             p.grad = torch.randn(p.shape, generator=generator)
-            q.grad = p.grad.clone()
-        if step == 0:
-            optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+        grads = [t for p in ours for t in (p.grad.chunk(3) if len(p) == 48 else [p.grad])]
+        for q, grad in zip(theirs, grads, strict=True):
+            q.grad = grad.clone()
         for optimizer in optimizers:
             optimizer.step()
     moved = torch.cat([(q - 0.02).detach().flatten() for q in theirs]).square().mean().sqrt()
-    apart = torch.cat([(p - q).detach().flatten() for p, q in zip(ours, theirs, strict=True)]).square().mean().sqrt()
-    assert apart <= (1e-6 if dtype == torch.bfloat16 else 0.02) * moved and moved > 0.002
+    mine, reference = (torch.cat([p.detach().flatten() for p in parameters]) for parameters in (ours, theirs))
+    assert (mine - reference).square().mean().sqrt() <= (1e-6 if dtype == torch.bfloat16 else 0.02) * moved
+    assert moved > 0.002
     states = [optimizer.state_dict()["state"] for optimizer in optimizers]
-    for i in range(len(shapes)):
-        assert torch.equal(states[0][i]["momentum_buffer"], states[1][i]["momentum_buffer"])
+    mine, reference = (torch.cat([s[i]["momentum_buffer"].flatten() for i in range(len(s))]) for s in states)
+    assert torch.equal(mine, reference)
 
 
 def test_muons_momentum_is_beta1():
