@@ -292,7 +292,7 @@ def pick_device(device):
     if int(index or 0) >= counts[kind]:
         here = ", ".join(f"{n} {k}" for k, n in counts.items() if n)
         raise UserError(f"--device={device}: there is no such device on this machine ({here})")
-    return device
+    return "cpu" if kind == "cpu" else device
 
 
 def fast_bfloat16():
@@ -318,19 +318,20 @@ def pick_compile(compile, device):
     """(whether to torch.compile the model, a line for the user or None).
 
     'auto' compiles on CUDA. On a CPU it does not pay: nearly all the time goes into matrix products
-    and the few passes of model.py's CPU part, and the compiler takes longer than it ever saves.
+    and the few passes of model.py's CPU part, and the compiler's minute is more than all but long runs of a
+    small model get back.
     """
     if compile != "auto" and not isinstance(compile, bool):
         raise UserError(f"--compile={compile}: takes auto, True or False")
     if compile is False or (compile == "auto" and not device.startswith("cuda")):
         return False, None
-    if not device.startswith("cuda"):
-        found = {"C++ compiler": shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")}
+    if not device.startswith("cuda"):  # the one that torch._inductor takes
+        found = {"C++ compiler": shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))}
     else:  # Triton builds its launcher with a C compiler
         found = {"Triton": importlib.util.find_spec("triton")}
-        found["C compiler"] = any(map(shutil.which, (os.environ.get("CC", "gcc"), "cc", "clang")))
-        found["Python.h"] = os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
+        found["C compiler"] = any(map(shutil.which, [os.environ["CC"]] if "CC" in os.environ else ("gcc", "clang")))
         found["GPU of compute capability 7.0"] = torch.cuda.get_device_capability(device) >= (7, 0)
+    found["Python.h"] = os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
     missing = next((name for name, there in found.items() if not there), None)
     return missing is None, missing and f"no {missing} is found, so the model runs without torch.compile"
 
@@ -345,9 +346,18 @@ def pick_threads(threads, processes, cores):
     return max(1, cores // processes)
 
 
-def usable_cores():
-    """Physical cores this process may run on: torch's own count, which torchrun's OMP_NUM_THREADS=1 would hide."""
+def usable_cores(quota="/sys/fs/cgroup/cpu.max"):
+    """Physical cores this process may run on: torch's own count, which torchrun's OMP_NUM_THREADS=1 would hide.
+
+    No more than a container's quota of processor time, which Linux has in the file `quota`: more threads would wait.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        with open(quota, encoding="ascii") as f:
+            share, period = map(int, f.read().split())  # microseconds; "max" where there is no limit
+        allowed = min(allowed, max(1, math.ceil(share / period)))
+    except (OSError, ValueError, ZeroDivisionError):
+        pass
     return min(allowed, torch.cpu.get_capabilities().get("num_physical_cores") or allowed)
 
 

@@ -230,7 +230,7 @@ def get_batch(split):
     window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
     check_ids(window, vocab_size, bins[split], start)
     window = torch.from_numpy(window)
-    if device_type == "cuda":  # two bytes a token, pinned, so that the copy overlaps with the computation
+    if device_type == "cuda":  # two bytes a token, pinned, so that the host need not wait for the copy
         window = window.pin_memory().to(device, non_blocking=True).long()
     else:
         window = window.long().to(device)
@@ -269,7 +269,8 @@ say(
     f"{'; mfu is per device, tokens/s over all' if processes.several else ''}"
 )
 autocast = torch.amp.autocast(device_type, getattr(torch, dtype), enabled=dtype != "float32")
-# CUDA graphs launch an iteration's kernels at once: for a model too small to keep a GPU busy between launches.
+# CUDA graphs launch an iteration's kernels at once: for a model too small to keep a GPU busy between launches, and one
+# micro-step, since gradients that a second one adds to would lie in the memory that its own graph writes.
 small = not processes.several and micro_steps == 1 and model.get_num_params() * batch_size * block_size < 5e11
 mode = "reduce-overhead" if device_type == "cuda" and small else None
 eval_model = train_model = torch.compile(model, mode=mode) if compile else model
@@ -306,7 +307,7 @@ def estimate_loss():
     mean = {}
     for split in ("train", "val"):
         losses = torch.zeros(math.ceil(eval_iters / world_size) * world_size, device=device)
-        with autocast:  # around all of them: it casts each weight once
+        with autocast:  # around all of them: not compiled, it casts each weight once
             for k in range(rank, len(losses), world_size):
                 if processes.asked_to_stop():
                     return None

@@ -49,7 +49,7 @@ def test_a_row_has_our_figures_and_the_peers(tmp_path):
     header, _, row = result.stdout.splitlines()
     assert header == "| work | ours | peer | ratio | tokens/s | MFU | peak memory, ours / peer |"
     work, ours, peer, ratio, tokens, mfu, memory = (cell.strip() for cell in row.strip("|").split("|"))
-    ours, peer = float(ours.removesuffix(" ms")), float(peer.removesuffix(" ms"))
+    ours, peer = (float(ms.removesuffix(" ms").replace(",", "")) for ms in (ours, peer))
     assert work == "4 layers x 128, block 64, batch 12" and re.fullmatch(r"\d+ / \d+ MiB", memory)
     # the figures are of one another: 768 tokens an iteration, and 0.8 M parameters a share of some peak
     assert float(ratio.removesuffix(" x")) == pytest.approx(peer / ours, abs=0.02)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+import model as model_module
 from model import GPT, GPTConfig
 
 
@@ -42,3 +43,26 @@ def test_compiled_losses_are_the_eager_ones():
     x, y = torch.randint(50, (2, 4, 16))
     eager = iteration(model, model, x, y)
     assert iteration(model, torch.compile(model), x, y) == pytest.approx(eager, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_in_chunks_and_its_gradients_are_the_eager_ones(monkeypatch, dtype):
+    """Traced, and differentiated by the compiler, as a GPT-2 is on a GPU; what the kernels are does not matter here."""
+    monkeypatch.setattr(model_module, "LOSS_ROWS", 24)  # of 64: the last chunk is a smaller one
+    monkeypatch.setattr(model_module, "CPU_SOFTMAX_ROWS", 24)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(16, 9000, 2, 2, 32, 0.0, False)).train()
+    x, y = torch.randint(9000, (2, 4, 16))
+    found = []
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = run(x, y)[1]
+        loss.backward()
+        found.append([loss.item(), *(p.grad.clone() for p in model.parameters())])
+        model.zero_grad(set_to_none=True)
+    (loss, *gradients), (compiled_loss, *compiled_gradients) = found
+    assert compiled_loss == pytest.approx(loss, rel=1e-6 if dtype == torch.float32 else 1e-3)
+    for eager, compiled in zip(gradients, compiled_gradients, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=eager.abs().max().item() * 1e-5
+                                   if dtype == torch.float32 else eager.abs().max().item() * 0.03)  # fmt: skip

@@ -329,6 +329,17 @@ def test_four_processes_under_torchrun_print_the_losses_of_one_that_sees_all_the
     assert_close(result.losses, OneProcess(settings, 4).losses())
 
 
+@pytest.mark.slow
+def test_a_compiled_gpt2_with_its_loss_in_chunks_has_the_eager_losses_under_ddp(run_ranks, own_project, tmp_path):
+    (own_project / "data" / "synthetic" / "meta.pkl").unlink()  # and so GPT-2's vocabulary
+    settings = TINY | dict(gradient_accumulation_steps=4, max_iters=3, eval_interval=3)
+    eager, compiled = (
+        run_ranks(2, *flags(settings, compile=c, out_dir=tmp_path / f"out{c}"), project=own_project).losses
+        for c in (False, True)
+    )
+    assert_close(compiled, eager)
+
+
 @pytest.fixture(scope="module")
 def watched(project):
     (project / "watched.py").write_text(WATCHED)
