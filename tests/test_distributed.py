@@ -337,7 +337,7 @@ def test_a_compiled_gpt2_with_its_loss_in_chunks_has_the_eager_losses_under_ddp(
         run_ranks(2, *flags(settings, compile=c, out_dir=tmp_path / f"out{c}"), project=own_project).losses
         for c in (False, True)
     )
-    assert_close(compiled, eager)
+    assert_close(compiled, [(*line[:2], *map(float, line[2:])) for line in eager])
 
 
 @pytest.fixture(scope="module")
