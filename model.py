@@ -39,7 +39,7 @@ class GPTConfig:
 
 
 def dropped_lots(p):
-    """How many of the 256 values of a byte mean "dropped"."""
+    """How many of the 256 values of a byte mean "dropped": none for a p below 1/512."""
     return min(round(256 * p), 255)
 
 
