@@ -62,7 +62,7 @@ def test_a_loss_in_chunks_and_its_gradients_are_the_eager_ones(monkeypatch, dtyp
         found.append([loss.item(), *(p.grad.clone() for p in model.parameters())])
         model.zero_grad(set_to_none=True)
     (loss, *gradients), (compiled_loss, *compiled_gradients) = found
-    assert compiled_loss == pytest.approx(loss, rel=1e-6 if dtype == torch.float32 else 1e-3)
+    of_loss, of_largest = (1e-6, 1e-5) if dtype == torch.float32 else (1e-3, 0.03)
+    assert compiled_loss == pytest.approx(loss, rel=of_loss)
     for eager, compiled in zip(gradients, compiled_gradients, strict=True):
-        torch.testing.assert_close(compiled, eager, rtol=0, atol=eager.abs().max().item() * 1e-5
-                                   if dtype == torch.float32 else eager.abs().max().item() * 0.03)  # fmt: skip
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=of_largest * eager.abs().max().item())

@@ -275,15 +275,18 @@ def test_muons_batches_give_the_weights_of_torchs_muon(monkeypatch, dtype):
     monkeypatch.setattr(model_module, "fast_bfloat16", lambda: dtype == torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     shapes = [(48, 16), (16, 16), (64, 16), (16, 64)] * 2
+
+    def apart(tensors):
+        return [part for t in tensors for part in (t.chunk(3) if len(t) == 48 else [t])]
+
     ours = [torch.nn.Parameter(torch.full(shape, 0.02)) for shape in shapes]
-    theirs = [torch.nn.Parameter(t.detach().clone()) for p in ours for t in (p.chunk(3) if len(p) == 48 else [p])]
+    theirs = [torch.nn.Parameter(part.detach().clone()) for part in apart(ours)]
     settings = dict(lr=0.01, weight_decay=0.3, momentum=0.8, adjust_lr_fn="match_rms_adamw")
     optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
     for _ in range(5):
         for p in ours:
             p.grad = torch.randn(p.shape, generator=generator)
-        grads = [t for p in ours for t in (p.grad.chunk(3) if len(p) == 48 else [p.grad])]
-        for q, grad in zip(theirs, grads, strict=True):
+        for q, grad in zip(theirs, apart(p.grad for p in ours), strict=True):
             q.grad = grad.clone()
         for optimizer in optimizers:
             optimizer.step()
