@@ -12,7 +12,7 @@ import shutil
 import torch
 
 import checkpoint as ckpt
-from configurator import UserError, configure
+from configurator import UserError, configure, from_here
 from data.tokens import BPECodec, codec_of_run
 from model import TRANSPOSED
 
@@ -148,4 +148,4 @@ except SafetensorError as error:  # a full disk, as this library tells of it
 finally:
     shutil.rmtree(temporary, ignore_errors=True)
 print(f"wrote {to} from {path}")
-print(f"to sample from it: python sample.py --init_from={to}")
+print(f"to sample from it: python {from_here('sample.py')} --init_from={to}")
