@@ -269,6 +269,8 @@ say(
     f"{'; mfu is per device, tokens/s over all' if processes.several else ''}"
 )
 autocast = torch.amp.autocast(device_type, getattr(torch, dtype), enabled=dtype != "float32")
+# a training step takes each weight once: what was cast need not stay
+autocast_step = torch.amp.autocast(device_type, getattr(torch, dtype), dtype != "float32", cache_enabled=False)
 # CUDA graphs launch an iteration's kernels at once: for a model too small to keep a GPU busy between launches, and one
 # micro-step, since gradients that a second one adds to would lie in the memory that its own graph writes.
 small = not processes.several and micro_steps == 1 and model.get_num_params() * batch_size * block_size < 5e11
@@ -419,7 +421,7 @@ while iter_num <= max_iters or eval_only:
             model.set_requires_gradient_sync(last)
         elif processes.several:
             train_model.require_backward_grad_sync = last
-        with autocast:
+        with autocast_step:
             loss = train_model(x, y)[1] / micro_steps
         x, y = get_batch("train")
         scaler.scale(loss).backward()

@@ -117,7 +117,7 @@ def test_the_mlp_has_its_own_gelu_and_not_the_other(activation, gelu, other):
         mlp.c_proj.weight.zero_()[0, 0] = 1
         size = torch.linspace(1, 3, 101)
         x = torch.cat([size, -size])
-        y = mlp(torch.stack([x, torch.zeros_like(x)], dim=-1))[:, 0]
+        y = mlp(torch.stack([x, torch.zeros_like(x)], dim=-1), norm=torch.nn.Identity())[:, 0]
     torch.testing.assert_close(y, gelu(x.double()).float(), atol=1e-6, rtol=1e-6)
     assert (y - other(x.double())).abs().max() > 4e-4
 
@@ -707,10 +707,10 @@ class Counted(TorchDispatchMode):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_wide_gelu_is_done_twice_and_no_product_is(monkeypatch, autocast, bias):
+def test_a_wide_models_norms_and_gelus_are_done_twice_and_no_product_is(monkeypatch, autocast, bias):
     x, y = torch.randint(23, (2, 3, 12)).unbind()
     found, calls = [], []
-    for wide in (10**9, 4 * 16):
+    for wide in (10**9, 16):
         monkeypatch.setattr(model_module, "WIDE", wide)
         model = shaken(small(bias=bias, dropout=0.2), 0.1).train()
         with Counted() as counted, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -720,6 +720,7 @@ def test_a_wide_gelu_is_done_twice_and_no_product_is(monkeypatch, autocast, bias
         calls.append(counted.calls)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # the same dropout, too
     assert [c["gelu"] for c in calls] == [2, 4] and [c["gelu_backward"] for c in calls] == [2, 2]
+    assert [c["native_layer_norm"] for c in calls] == [5, 9]  # the last one, before the head, is kept
     assert calls[0]["mm"] + calls[0]["addmm"] == calls[1]["mm"] + calls[1]["addmm"] > 0
 
 
