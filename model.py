@@ -8,6 +8,7 @@ architecture and the initialisation; parameter names and shapes are nanoGPT's, s
 go both ways.
 """
 
+import inspect
 import json
 import math
 import os
@@ -437,7 +438,7 @@ class GPT(nn.Module):
             {"params": [p for p in parameters if p.dim() >= 2 and id(p) not in taken], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu", "mps"))
+        adamw = AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu", "mps"))
         if optimizer == "adamw":
             return adamw
         # match_rms_adamw scales Muon's step to the size of AdamW's, so that one learning rate serves both
@@ -573,7 +574,21 @@ def maps(p):
     return p.chunk(3) if len(p) == 3 * p.size(1) else (p,)
 
 
-class Muon(torch.optim.Muon):
+class Lean:
+    """torch.optim.Optimizer's methods without their wrappers for torch.compile, which import all of the compiler: a
+    second of each start. train.py compiles the model, never an optimizer."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class AdamW(Lean, torch.optim.AdamW):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class Muon(Lean, torch.optim.Muon):
     """torch.optim.Muon over those maps(), all of one shape, or its transpose, orthogonalised as one batch: its numbers.
 
     One by one, a small model's matrices keep no device busy: a batch is up to three times as fast. A CPU

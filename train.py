@@ -25,7 +25,7 @@ from configurator import (
 )  # fmt: skip
 from data.bins import check_bin, check_ids, check_size, open_bin
 from data.tokens import find_meta
-from model import GPT, GPTConfig
+from model import LARGE_VOCABULARY, GPT, GPTConfig
 
 # ----------------------------------------------------------------------------------------------
 # settings: the defaults train a GPT-2 (124M) on OpenWebText
@@ -279,6 +279,9 @@ eval_model = train_model = torch.compile(model, mode=mode) if compile else model
 if processes.several and sharding == "ddp":
     gpu = [device] if device_type == "cuda" else None
     train_model = DDP(eval_model, device_ids=gpu, gradient_as_bucket_view=True)  # not each gradient twice
+# An evaluation of a small model takes several batches in one pass: one by one they keep no device busy.
+alone = compile or processes.several or vocab_size >= LARGE_VOCABULARY  # one more shape to compile, or large logits
+eval_together = 1 if alone else max(1, 4096 // (batch_size * block_size))
 log = None
 if rank == 0 and not eval_only:
     lock = lock or ckpt.claim(out_dir)
@@ -310,10 +313,12 @@ def estimate_loss():
     for split in ("train", "val"):
         losses = torch.zeros(math.ceil(eval_iters / world_size) * world_size, device=device)
         with autocast:  # around all of them: not compiled, it casts each weight once
-            for k in range(rank, len(losses), world_size):
+            for k in range(rank, len(losses), world_size * eval_together):
                 if processes.asked_to_stop():
                     return None
-                losses[k] = eval_model(*get_batch(split))[1]
+                some = losses[k : k + world_size * eval_together : world_size]
+                x, y = map(torch.cat, zip(*(get_batch(split) for _ in some), strict=True))
+                some.fill_(eval_model(x, y)[1])
         if processes.several:
             dist.all_reduce(losses)
         mean[split] = losses[:eval_iters].mean().item()

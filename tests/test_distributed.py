@@ -31,18 +31,18 @@ WATCHED = """
 import datetime, os, runpy, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
-import checkpoint, data.bins, torch.nn.parallel as parallel
+import checkpoint, data.bins, model, torch.nn.parallel as parallel
 from configurator import UserError
 folder, rank, what = Path(os.environ["WATCH"]), int(os.environ["RANK"]), os.environ["WHAT"]
-calls, counts, step = [], [], torch.optim.AdamW.step
+calls, counts, step = [], [], model.AdamW.step
 
 if what == "gradients":  # the first step's gradients, and how many times each iteration exchanged any
     DDP, scatter = parallel.DistributedDataParallel, dist.reduce_scatter_single
     def watched_ddp(*args, **options):
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-        model = DDP(*args, **options)
-        model.register_comm_hook(None, lambda state, bucket: calls.append(1) or allreduce_hook(state, bucket))
-        return model
+        wrapped = DDP(*args, **options)
+        wrapped.register_comm_hook(None, lambda state, bucket: calls.append(1) or allreduce_hook(state, bucket))
+        return wrapped
     def watched_scatter(*args, **options):
         calls.append(1)
         return scatter(*args, **options)
@@ -56,7 +56,7 @@ if what == "gradients":  # the first step's gradients, and how many times each i
         (folder / f"counts{rank}").write_text(" ".join(map(str, counts)))
         return step(self, *args, **options)
     parallel.DistributedDataParallel, dist.reduce_scatter_single = watched_ddp, watched_scatter
-    torch.optim.AdamW.step = watched_step
+    model.AdamW.step = watched_step
 
 if what == "slow":  # collectives that give up after 3 s, saves that take 5 and an evaluation slow on one rank
     init, save, get = dist.init_process_group, checkpoint.save, data.bins.open_bin

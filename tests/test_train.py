@@ -78,7 +78,7 @@ def test_losses_equal_nanogpts_on_tiny_shakespeare(run, own_project, shared, tmp
 
 OTHERS = {
     "biases, accumulation, no clipping, constant lr": dict(
-        bias=True, gradient_accumulation_steps=3, grad_clip=0.0, decay_lr=False, seed=7
+        bias=True, gradient_accumulation_steps=3, grad_clip=0.0, decay_lr=False, seed=7, eval_iters=21
     ),
     "tight clipping, other AdamW settings, past the decay": dict(
         grad_clip=0.1, weight_decay=0.5, beta1=0.8, beta2=0.9, seed=2, learning_rate=3e-3, lr_decay_iters=20,
@@ -87,7 +87,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())  # 21 evaluation batches are passes of 16 and 5
 def test_losses_equal_a_plain_reimplementation_at_other_settings(run, tmp_path, other):
     settings = SYNTHETIC | DEFAULTS | dict(max_iters=40, eval_interval=20) | other
     result = run("train.py", *flags(settings, out_dir=tmp_path / "out"))
@@ -511,6 +511,20 @@ def test_it_works_from_any_folder_by_a_fresh_interpreter(run, project, tmp_path)
     run("train.py", "config/train_shakespeare_char.py", *more, cwd=tmp_path, interpreter=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here"]
     assert load(tmp_path / "here" / "last.pt")["config"]["beta2"] == 0.99  # the config file's
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_that_compiles_nothing_does_not_import_the_compiler(run, project, tmp_path, optimizer):
+    script = tmp_path / "watched.py"
+    script.write_text(
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(project)!r})\n"
+        f"runpy.run_path({str(project / 'train.py')!r}, run_name='__main__')\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    settings = flags(TINY, out_dir=tmp_path / "out", optimizer=optimizer)
+    for more in (["--max_iters=1"], ["--max_iters=2", "--init_from=resume"]):
+        assert run(str(script), *settings, *more, interpreter=True).stdout.splitlines()[-1] == "False"
 
 
 def test_a_config_file_of_the_users_may_compute(run, tmp_path):
