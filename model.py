@@ -167,7 +167,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         dx, dweight, count = ctx.saved_tensors
-        return dx * (grad / count), dweight.float().mul_(grad / count), None, None
+        return dx * (grad / count), dweight.to(dx.dtype, copy=True).mul_(grad / count), None, None
 
 
 # ----------------------------------------------------------------------------------------------
@@ -176,11 +176,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 WIDE = 768  # channels
 
 
-def done_twice(function, x):
-    """function(x), which ends in a product. A wide model on a CPU keeps x alone, and does it once more on the way back.
+def maybe_recompute(function, x):
+    """function(x), which ends in a product. A wide model on a CPU keeps x alone and does it once more on the way back.
 
     What the product takes is made again (norm, GELU, weights in bfloat16), the product itself is not: its
-    inputs are all that is asked for. A GPT-2's training at 2 x 1024 takes 3 % longer, and 450 MB less.
+    inputs are all that is asked for. A GPT-2's training at 2 x 1024 takes 6 % longer (with AMX), and 450 MB less.
     """
     if torch.is_grad_enabled() and x.device.type == "cpu" and x.size(-1) >= WIDE and not torch.compiler.is_compiling():
         return recompute(function, x, use_reentrant=False, preserve_rng_state=False)
@@ -200,7 +200,7 @@ class CausalSelfAttention(nn.Module):
         return x.view(*x.shape[:2], self.n_head, -1).transpose(1, 2)  # (B, T, C) -> (B, nh, T, hs)
 
     def forward(self, x, norm, cache=None, last=False):
-        qkv = done_twice(lambda x: self.c_attn(norm(x)), x)  # (B, T, 3 C)
+        qkv = maybe_recompute(lambda x: self.c_attn(norm(x)), x)  # (B, T, 3 C)
         q, k, v = map(self.heads, qkv.chunk(3, dim=2))
         if last:
             q = q[:, :, -1:]
@@ -214,7 +214,7 @@ class CausalSelfAttention(nn.Module):
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1, dropout_p=p)
         y = y.transpose(1, 2).flatten(2)  # (B, T, C), heads side by side
-        return self.resid_dropout(done_twice(self.c_proj, y))
+        return self.resid_dropout(maybe_recompute(self.c_proj, y))
 
 
 class MLP(nn.Module):
@@ -226,8 +226,8 @@ class MLP(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x, norm):
-        h = done_twice(lambda x: self.c_fc(norm(x)), x)  # (B, T, 4 C)
-        return self.dropout(done_twice(lambda h: self.c_proj(self.gelu(h)), h))
+        h = maybe_recompute(lambda x: self.c_fc(norm(x)), x)  # (B, T, 4 C)
+        return self.dropout(maybe_recompute(lambda h: self.c_proj(self.gelu(h)), h))
 
 
 class Block(nn.Module):

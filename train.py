@@ -316,7 +316,7 @@ def estimate_loss():
             for k in range(rank, len(losses), world_size * eval_together):
                 if processes.asked_to_stop():
                     return None
-                some = losses[k : k + world_size * eval_together : world_size]
+                some = losses[k : k + eval_together]
                 x, y = map(torch.cat, zip(*(get_batch(split) for _ in some), strict=True))
                 some.fill_(eval_model(x, y)[1])
         if processes.several:

@@ -2,7 +2,7 @@
 # (4 layers x 128, 64 characters of context) with Muon, which gets further in a fifth of the iterations.
 
 out_dir = "out-shakespeare-cpu"
-eval_interval = 380  # at the start and at the end: each costs as much as 40 iterations
+eval_interval = 380  # at the start and at the end: each costs as much as 30 iterations
 eval_iters = 100
 log_interval = 10
 

@@ -641,6 +641,19 @@ def exact_losses_and_gradients(x, weight, targets):
     return loss.detach(), x.grad, weight.grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [2048, 16])
+def test_a_second_way_back_through_the_loss_in_chunks_adds_the_same_gradients(monkeypatch, dtype, rows):
+    monkeypatch.setattr(model_module, "LOSS_ROWS", rows)
+    torch.manual_seed(0)
+    x, weight = torch.randn(37, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    loss = ChunkedCrossEntropy.apply(x, weight, torch.randint(50, (37,)), dtype)
+    (3 * loss).backward(retain_graph=True)
+    once = [t.grad.clone() for t in (x, weight)]
+    (3 * loss).backward()
+    assert all(torch.equal(t.grad, 2 * grad) for t, grad in zip((x, weight), once, strict=True))
+
+
 @pytest.mark.parametrize("rows, softmax_rows", [(2048, 32), (16, 64), (16, 8), (10, 3), (1, 1)])
 @pytest.mark.parametrize("ignored", [0, 1, 20])
 def test_the_loss_in_chunks_is_cross_entropy(monkeypatch, rows, softmax_rows, ignored):
