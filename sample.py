@@ -12,18 +12,20 @@ import sys
 
 import torch
 
-import checkpoint as ckpt
-from configurator import UserError, at_least, configure, fast_bfloat16, pick_compile, pick_device, pick_dtype
+from configurator import at_least, configure
 from data.tokens import codec_of_folder, codec_of_run
 from model import GPT
+from nanogpt import checkpoint as ckpt
+from nanogpt import device as devices
+from nanogpt.cpu_kernels import pack_linear_layers
+from nanogpt.errors import UserError
 
-# ----------------------------------------------------------------------------------------------
-# settings
+# ---- settings ----------------------------------------------------------------------------------------------------
 
 init_from = "resume"  # resume (a model from out_dir), a gpt2 name, or a GPT-2 folder
 out_dir = "out"  # where train.py put its checkpoints
 start = "\n"  # the prompt; FILE:prompt.txt reads it from a file
-interactive = False  # read prompts from stdin, a line each, and go on from each of them once
+interactive = False  # read prompts from stdin, a line each, and continue each of them once
 num_samples = 10  # texts to write; a single one appears as it is generated
 max_new_tokens = 500  # tokens in each
 temperature = 0.8  # 1.0: as the model predicts; below: safer, and repeats more; 0: always the most likely token
@@ -37,20 +39,21 @@ compile = False  # torch.compile the model
 configure(globals())
 at_least(1, globals(), "num_samples top_k window_step")
 at_least(0, globals(), "max_new_tokens temperature seed")
-device = pick_device(device)
-if device.startswith("cuda"):
-    torch.cuda.set_device(torch.device(device).index or 0)  # the one that is asked about bfloat16 below
-dtype = pick_dtype(dtype, device)
+device = devices.pick_device(device)
+device_type = devices.set_up(device)
+dtype = devices.pick_dtype(dtype, device)
+compile, remark = devices.pick_compile(compile, device)
+if remark:
+    print(remark, file=sys.stderr)
 
-# ----------------------------------------------------------------------------------------------
-# the model and its tokens
+# ---- the model and its tokens ------------------------------------------------------------------------------------
 
 torch.manual_seed(seed)
 if init_from == "resume":
     checkpoint, path, remarks = ckpt.load_model_file(out_dir)
     for remark in remarks:
         print(remark, file=sys.stderr)
-    model = ckpt.build_model(checkpoint, path)
+    model = GPT.from_checkpoint(checkpoint, path)
     codec = codec_of_run(checkpoint, path, model.config.vocab_size)
 elif init_from.startswith("gpt2") or os.path.isdir(init_from):
     model = GPT.from_pretrained(init_from)
@@ -58,8 +61,7 @@ elif init_from.startswith("gpt2") or os.path.isdir(init_from):
 else:
     raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a GPT-2 folder")
 model.eval()
-V = model.config.vocab_size
-known = torch.tensor([codec.known(i) for i in range(V)], device=device)  # not the ids that pad a vocabulary
+allowed = torch.tensor([codec.known(i) for i in range(model.config.vocab_size)], device=device)  # no padding ids
 
 if start.startswith("FILE:"):
     try:
@@ -68,38 +70,34 @@ if start.startswith("FILE:"):
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--start={start}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
 
-# ----------------------------------------------------------------------------------------------
-# the text
-
-torch.set_float32_matmul_precision("high" if device.startswith("cuda") else "highest")
-for parameter in model.parameters():  # matrices once, here, rather than by autocast for every token
+for parameter in model.parameters():  # cast the matrices once, here, and not by autocast for every token
     parameter.data = parameter.data.to(device, getattr(torch, dtype) if parameter.dim() >= 2 else torch.float32)
-compile, remark = pick_compile(compile, device)
-if remark:
-    print(remark, file=sys.stderr)
-if device == "cpu" and dtype == "bfloat16" and not compile and fast_bfloat16() and torch.backends.mkldnn.is_available():
-    model.pack()
 if compile:
     model.forward = torch.compile(model.forward, dynamic=True)
+elif devices.packs_weights(device, dtype):
+    pack_linear_layers(model)
+
+# ---- the text ----------------------------------------------------------------------------------------------------
+
 first_state = torch.get_rng_state()
 
 
 def generator(k):
-    """Sample k's own, so that no text hangs on how many there are. The first stands where nanoGPT's does after
-    it has built the model, which on a CPU draws from the same numbers."""
+    """Sample k's own generator, so that its text does not depend on how many samples there are. On a CPU the first has
+    the state that nanoGPT's has after it has built the model, and so draws the same tokens."""
     own = torch.Generator(device).manual_seed(seed + k)
     return own.set_state(first_state) if k == 0 and device == "cpu" else own
 
 
 def write(text, generators):
-    """Prints a sample that goes on from `text` for each of `generators`; a single one as it is generated."""
+    """Prints a sample that continues `text` for each of `generators`; a single one as it is generated."""
     if not text:
         raise UserError("the prompt is empty: give at least one character")
     ids = codec.encode(text)
     prompt = torch.tensor([ids], device=device).expand(len(generators), -1)  # (B, T)
-    options = {"window_step": window_step, "generators": generators, "known": known}
+    options = {"window_step": window_step, "generators": generators, "allowed": allowed}
     if len(generators) == 1:
-        # bytes become text once they are whole characters: a token may end within one
+        # a token may end within a character: print its bytes once the character is complete
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         print(decoder.decode(b"".join(map(codec.piece, ids))), end="", flush=True)
         for token in model.stream(prompt, max_new_tokens, temperature, top_k, **options):  # (1, 1)
@@ -114,7 +112,7 @@ def write(text, generators):
 
 def prompts():
     """The lines of stdin, until its end."""
-    sys.stdin.reconfigure(errors="replace")  # what is not UTF-8 is an unknown character
+    sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8 become an unknown character
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "")
@@ -122,7 +120,7 @@ def prompts():
             return
 
 
-with torch.amp.autocast(torch.device(device).type, getattr(torch, dtype), enabled=dtype != "float32"):
+with devices.autocast(device, dtype):
     if interactive:
         for k, line in enumerate(prompts()):
             try:

@@ -5,25 +5,25 @@ import os
 
 import numpy as np
 
-from configurator import UserError, from_here
+from nanogpt.errors import UserError, relative_path
 
-CHECKED_WHOLE = 1 << 26  # tokens; a longer bin is looked at in places, and every batch as it is drawn
+FULL_CHECK_TOKENS = 1 << 26  # a longer bin is checked in samples here, and each batch when it is drawn
 
 
 def open_bin(path):
-    """The bin's tokens as a read-only memory map, uint16 (n,). Opened anew for each batch, since
-    pages once touched count as this process's memory for as long as a map is held."""
+    """The bin's tokens as a read-only memory map, uint16 (n,). Open it for each batch: pages once read count as this
+    process's memory while a map is held."""
     return np.memmap(path, dtype="<u2", mode="r")
 
 
 def check_size(path, block_size, dataset):
-    """UserError where `path` cannot be trained on, as far as its size shows: missing, cut or too short."""
+    """UserError where the size of `path` shows that it cannot be trained on: missing, cut or too short."""
     if not os.path.isfile(path):
         where = os.path.dirname(path)
         prepare = os.path.join(where, "prepare.py")
         what = f"run: python {os.path.relpath(prepare)}" if os.path.exists(prepare) else f"there is no {prepare} either"
         if dataset == "openwebtext":  # train.py's own choice, and 53 GB
-            what += f"; to begin with something small, python {from_here('data/shakespeare_char/prepare.py')}"
+            what += f"; to begin with something small, python {relative_path('data/shakespeare_char/prepare.py')}"
         raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); {what}")
     size = os.path.getsize(path)
     if size % 2:
@@ -32,22 +32,34 @@ def check_size(path, block_size, dataset):
         raise UserError(f"{path}: {size // 2:,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
 
 
-def check_bin(path, block_size, vocab_size, dataset):
-    """UserError where `path` cannot be trained on: by check_size(), or for an id >= vocab_size.
+def check_bins(bins, block_size, vocab_size, dataset, expected):
+    """{split: fingerprint} of the bins {split: path}, each checked by check_bin(); UserError too where they are not the
+    `expected` ones, those that a resumed run was trained on (None: any)."""
+    found = {split: check_bin(path, block_size, vocab_size, dataset) for split, path in bins.items()}
+    if expected not in (None, found):
+        folder = os.path.dirname(bins["train"])
+        raise UserError(
+            f"{folder} is not the data this run was trained on: prepare it as it was, or start from scratch"
+        )
+    return found
 
-    Returns its fingerprint(), by which a resumed run knows its data again.
+
+def check_bin(path, block_size, vocab_size, dataset):
+    """UserError where `path` cannot be trained on: see check_size(), or an id >= vocab_size.
+
+    Returns its fingerprint(), by which a resumed run recognises its data.
     """
     check_size(path, block_size, dataset)
     tokens = open_bin(path)
-    # A whole pass over a 17 GB file would take minutes: look at 64 stretches of a million tokens then.
-    stretch = len(tokens) if len(tokens) <= CHECKED_WHOLE else CHECKED_WHOLE // 64
-    for start in np.linspace(0, len(tokens) - stretch, 1 if stretch == len(tokens) else 64, dtype=np.int64):
-        check_ids(tokens[start : start + stretch], vocab_size, path, start)
+    # Reading a whole 17 GB file would take minutes: check 64 samples of a million tokens then.
+    sample = len(tokens) if len(tokens) <= FULL_CHECK_TOKENS else FULL_CHECK_TOKENS // 64
+    for start in np.linspace(0, len(tokens) - sample, 1 if sample == len(tokens) else 64, dtype=np.int64):
+        check_ids(tokens[start : start + sample], vocab_size, path, start)
     return fingerprint(path)
 
 
 def check_ids(tokens, vocab_size, path, start):
-    """UserError naming file and position where `tokens`, which stand at `start` in `path`, hold an id >= vocab_size.
+    """UserError naming file and position where `tokens`, read from `path` at `start`, hold an id >= vocab_size.
 
     `start` is the position of tokens[0], or of each row's first token where `tokens` is (B, T)."""
     if tokens.max() >= vocab_size:

@@ -10,8 +10,9 @@ from itertools import islice
 
 import numpy as np
 
-from configurator import ROOT, UserError, from_here, usable_cores
 from data.tokens import BPECodec, bpe_pieces
+from nanogpt.device import usable_cores
+from nanogpt.errors import ROOT, UserError, relative_path
 
 DATA = os.path.join(ROOT, "data")
 READ = 1 << 17  # bytes read at a time
@@ -214,4 +215,4 @@ def _print_counts(counts):
 
 def print_next(arguments, launcher="python", when="next"):
     """Says what to type once the dataset is ready."""
-    print(f"{when}: {launcher} {from_here('train.py')} {arguments}")
+    print(f"{when}: {launcher} {relative_path('train.py')} {arguments}")

@@ -11,7 +11,7 @@ import pickle
 import pickletools
 import re
 
-from configurator import ROOT, UserError
+from nanogpt.errors import ROOT, UserError
 
 # ----------------------------------------------------------------------------------------------
 # meta.pkl

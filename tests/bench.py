@@ -92,7 +92,7 @@ def write_models(temporary):
     import numpy as np
     import torch
 
-    import checkpoint as ckpt
+    from nanogpt import checkpoint as ckpt
     from model import GPT, GPTConfig
 
     data = os.path.join(temporary, "gpt2_data")
@@ -102,7 +102,7 @@ def write_models(temporary):
     shapes = {"baby": (GPTConfig(256, 65, 6, 6, 384, 0.0, False), "shakespeare_char"), "gpt2": (GPTConfig(), data)}
     for name, (config, dataset) in shapes.items():
         torch.manual_seed(0)
-        state = {"model": GPT(config).state_dict(), "optimizer": {}, "model_args": ckpt.model_args(config)}
+        state = {"model": GPT(config).state_dict(), "optimizer": {}, "model_args": config.as_model_args()}
         state |= {"iter_num": 0, "best_val_loss": 9.0, "config": {"dataset": dataset}}
         os.makedirs(os.path.join(temporary, name))
         ckpt.save(state, os.path.join(temporary, name, "ckpt.pt"))
@@ -286,7 +286,7 @@ print(*(there - start for there, start in zip(peak, before)), sum(p.nbytes for p
 def load_row(temporary):
     """Peak memory of loading a local GPT-2 folder of 124M parameters, over what the process had before."""
     folder = os.path.join(temporary, "hf-gpt2")
-    child([sys.executable, "export.py", f"--out_dir={temporary}/gpt2", f"--to={folder}"], ROOT)
+    child([sys.executable, "tools/export.py", f"--out_dir={temporary}/gpt2", f"--to={folder}"], ROOT)
     out, _ = child([sys.executable, "-c", LOAD, ROOT, folder], ROOT)
     own, total, model = map(float, out.split())
     return f"| loading a GPT-2 folder, 124M | {own:.0f} MiB, {total:.0f} with the mapped file; the model has {model:.0f} | | | | | |"

@@ -133,7 +133,7 @@ class Running:
 
 def copy_project(to):
     """The code alone, no data, so that no test writes to the checkout."""
-    for pattern in ("*.py", "config/*.py", "data/*.py", "data/*/prepare.py"):
+    for pattern in ("*.py", "config/*.py", "data/*.py", "data/*/prepare.py", "nanogpt/*.py", "tools/*.py"):
         for path in ROOT.glob(pattern):
             target = to / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)

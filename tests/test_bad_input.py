@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import META, TINY, error_line, flags, tree, write_synthetic
 
-from configurator import UserError
+from nanogpt.errors import UserError
 from data import bins
 
 SYNTHETIC_BIN = "data/synthetic/{}.bin"

@@ -20,7 +20,7 @@ import torch
 from conftest import SYNTHETIC, TINY, error_line, flags, parse
 from reference import F
 
-from configurator import pick_threads
+from nanogpt.device import pick_threads
 
 # Two micro-steps each on two processes; five evaluation batches, which two and four processes cannot share evenly.
 RUN = SYNTHETIC | dict(gradient_accumulation_steps=4, max_iters=60, eval_interval=20, peak_flops=1e9)
@@ -31,10 +31,11 @@ WATCHED = """
 import datetime, os, runpy, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
-import checkpoint, data.bins, model, torch.nn.parallel as parallel
-from configurator import UserError
+import data.bins, torch.nn.parallel as parallel
+from nanogpt import checkpoint, optim
+from nanogpt.errors import UserError
 folder, rank, what = Path(os.environ["WATCH"]), int(os.environ["RANK"]), os.environ["WHAT"]
-calls, counts, step = [], [], model.AdamW.step
+calls, counts, step = [], [], optim.AdamW.step
 
 if what == "gradients":  # the first step's gradients, and how many times each iteration exchanged any
     DDP, scatter = parallel.DistributedDataParallel, dist.reduce_scatter_single
@@ -56,7 +57,7 @@ if what == "gradients":  # the first step's gradients, and how many times each i
         (folder / f"counts{rank}").write_text(" ".join(map(str, counts)))
         return step(self, *args, **options)
     parallel.DistributedDataParallel, dist.reduce_scatter_single = watched_ddp, watched_scatter
-    model.AdamW.step = watched_step
+    optim.AdamW.step = watched_step
 
 if what == "slow":  # collectives that give up after 3 s, saves that take 5 and an evaluation slow on one rank
     init, save, get = dist.init_process_group, checkpoint.save, data.bins.open_bin

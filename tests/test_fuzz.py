@@ -15,8 +15,14 @@ from conftest import META, ROOT, TINY, flags, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import checkpoint as ckpt
-from configurator import UserError, adopt, at_least, configure, pick_compile, pick_device, pick_dtype, share_evenly
+from nanogpt import checkpoint as ckpt
+from configurator import adopt, at_least, configure
+from nanogpt.device import pick_compile, pick_device, pick_dtype
+from nanogpt.distributed import share_evenly
+from nanogpt.errors import UserError
+from nanogpt.optim import restore_optimizer
+from nanogpt.run_folder import restore_generators
+from model import GPT
 from data.bins import check_bin, check_ids, open_bin
 from data.tokens import CharCodec, read_meta
 
@@ -133,12 +139,12 @@ def resume(out_dir):
     """What train.py does with a checkpoint before it trains."""
     checkpoint, path, _ = ckpt.load_run(str(out_dir))
     adopt(dict(SETTINGS), [name for name in SETTINGS if name not in ("device", "dtype")], checkpoint["config"], {})
-    model = ckpt.build_model(checkpoint, path)
+    model = GPT.from_checkpoint(checkpoint, path)
     name = checkpoint["config"].get("optimizer", "adamw")
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu", "muon" if name == "muon" else "adamw")
-    ckpt.restore_optimizer(optimizer, checkpoint.get("optimizer"), path)
+    restore_optimizer(optimizer, torch.amp.GradScaler("cpu", enabled=False), checkpoint, path)
     for point in checkpoint.get("points", []):
-        ckpt.restore_generators(point["generators"], "cpu", torch.Generator())
+        restore_generators(point["generators"], "cpu", torch.Generator())
     idx = torch.zeros((1, 2), dtype=torch.int64) if model.config.block_size > 1 else torch.zeros((1, 1)).long()
     model(idx, idx)[1].backward()
     optimizer.step()

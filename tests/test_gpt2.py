@@ -24,7 +24,7 @@ if offline is None:
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-import checkpoint as ckpt
+from nanogpt import checkpoint as ckpt
 from model import GPT, GPTConfig
 
 CPU = dict(device="cpu", dtype="float32", compile=False)
@@ -82,7 +82,7 @@ def edit_weights(path, change):
 def checkpoint_of(model, out_dir, **more):
     """A run's checkpoint with that GPT in it."""
     out_dir.mkdir(parents=True)
-    state = {"model": model.state_dict(), "optimizer": {}, "model_args": ckpt.model_args(model.config)}
+    state = {"model": model.state_dict(), "optimizer": {}, "model_args": model.config.as_model_args()}
     state |= {"iter_num": 0, "best_val_loss": 9.0, "config": {"dataset": "no such"}}
     torch.save(state | more, out_dir / "ckpt.pt")
     return out_dir
@@ -109,7 +109,7 @@ def test_loaded_logits_are_transformers(shape, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
     assert differences(theirs, ours, ids_for(theirs.config)) < 1e-4
     assert ours.lm_head.weight is ours.transformer.wte.weight
-    assert ckpt.model_args(ours.config).get("activation", "gelu") == theirs.config.activation_function
+    assert ours.config.as_model_args().get("activation", "gelu") == theirs.config.activation_function
 
 
 def openais(weights):
@@ -441,7 +441,7 @@ def test_exported_logits_are_the_same_there_and_back(shape, run, tmp_path):
     for parameter in ours.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     out_dir = checkpoint_of(ours, tmp_path / "out", meta=char_meta("".join(sorted(set(ODD)))))
-    run("export.py", f"--out_dir={out_dir}", f"--to={tmp_path / 'hf'}")
+    run("tools/export.py", f"--out_dir={out_dir}", f"--to={tmp_path / 'hf'}")
     theirs, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"]
     ids = ids_for(theirs.config)
@@ -463,7 +463,7 @@ def char_run(run, project, tmp_path_factory):
     settings = TINY | dict(dataset="odd_char", block_size=64, n_embd=64, max_iters=150, lr_decay_iters=150,
                            eval_interval=150, batch_size=16, out_dir=folder / "out")  # fmt: skip
     run("train.py", *flags(settings))
-    run("export.py", f"--out_dir={folder / 'out'}", f"--to={folder / 'hf'}")
+    run("tools/export.py", f"--out_dir={folder / 'out'}", f"--to={folder / 'hf'}")
     return folder / "out", folder / "hf", text
 
 
@@ -477,7 +477,7 @@ def bpe_run(run, shared, tmp_path_factory):
     settings = TINY | dict(dataset="odd_bpe", block_size=48, n_embd=32, max_iters=40, lr_decay_iters=40,
                            learning_rate=3e-2, eval_interval=40, eval_iters=1, batch_size=3, out_dir=folder / "out")  # fmt: skip
     run("train.py", *flags(settings))
-    run("export.py", f"--out_dir={folder / 'out'}", f"--to={folder / 'hf'}")
+    run("tools/export.py", f"--out_dir={folder / 'out'}", f"--to={folder / 'hf'}")
     return folder / "out", folder / "hf"
 
 
@@ -576,14 +576,14 @@ def test_export_writes_over_nothing(there, char_run, run, tmp_path):
     else:
         to.mkdir()
         (to / "mine").write_text("mine")
-    error = error_line(run("export.py", f"--out_dir={char_run[0]}", f"--to={to}", expect=2))
+    error = error_line(run("tools/export.py", f"--out_dir={char_run[0]}", f"--to={to}", expect=2))
     assert str(to) in error and (to if there == "file" else to / "mine").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["to"]
 
 
 def test_export_fills_an_empty_folder_and_leaves_nothing_beside_it(char_run, run, tmp_path):
     (tmp_path / "to").mkdir()
-    run("export.py", f"--out_dir={char_run[0]}", f"--to={tmp_path / 'to'}/")
+    run("tools/export.py", f"--out_dir={char_run[0]}", f"--to={tmp_path / 'to'}/")
     assert [path.name for path in tmp_path.iterdir()] == ["to"]
     names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "to").iterdir()} == names
@@ -591,7 +591,7 @@ def test_export_fills_an_empty_folder_and_leaves_nothing_beside_it(char_run, run
 
 def test_an_export_that_fails_leaves_nothing(char_run, run, tmp_path):
     (tmp_path / "file").write_text("")
-    result = run("export.py", f"--out_dir={char_run[0]}", f"--to={tmp_path / 'file' / 'to'}", expect=1)
+    result = run("tools/export.py", f"--out_dir={char_run[0]}", f"--to={tmp_path / 'file' / 'to'}", expect=1)
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -599,14 +599,14 @@ def test_an_export_that_fails_leaves_nothing(char_run, run, tmp_path):
 @pytest.mark.parametrize("arguments", [["--to=x"], ["--out_dir={out}"], ["--to=x", "--out_dir={out}/nothing"]])
 def test_an_export_without_a_model_or_a_place_is_one_line(arguments, char_run, run, tmp_path):
     arguments = [argument.format(out=char_run[0]) for argument in arguments]
-    error_line(run("export.py", *arguments, cwd=tmp_path, expect=2))
+    error_line(run("tools/export.py", *arguments, cwd=tmp_path, expect=2))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_model_without_a_codec_is_not_exported(run, tmp_path):
     out_dir = checkpoint_of(GPT(OUT["plain"]), tmp_path / "out", meta={"vocab_size": 61})
     assert "has no characters" in error_line(
-        run("export.py", f"--out_dir={out_dir}", f"--to={tmp_path / 'to'}", expect=2)
+        run("tools/export.py", f"--out_dir={out_dir}", f"--to={tmp_path / 'to'}", expect=2)
     )
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as model_module
-from configurator import UserError
+from nanogpt.errors import UserError
 from model import GPT, MLP, ChunkedCrossEntropy, CPUAttention, GPTConfig, Muon, keep_mask
 
 FIGURES = json.loads((GOLDEN / "model.json").read_text())

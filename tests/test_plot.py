@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from configurator import UserError
+from nanogpt.errors import UserError
 
 pytest.importorskip("matplotlib")
 HEADER = "iter,kind,train_loss,val_loss,lr,grad_norm,ms,tokens_per_s,mfu,tokens_seen"
@@ -26,8 +26,8 @@ def plot(monkeypatch):
     """plot(*arguments) -> the script's globals once it has run."""
 
     def plot(*arguments):
-        monkeypatch.setattr(sys, "argv", ["plot.py", *arguments])
-        return runpy.run_path(str(ROOT / "plot.py"), run_name="__main__")
+        monkeypatch.setattr(sys, "argv", ["tools/plot.py", *arguments])
+        return runpy.run_path(str(ROOT / "tools" / "plot.py"), run_name="__main__")
 
     return plot
 

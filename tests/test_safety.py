@@ -23,7 +23,8 @@ import pytest
 import torch
 from conftest import META, TINY, error_line, flags, tree, write_synthetic
 
-import checkpoint as ckpt
+from nanogpt import checkpoint as ckpt
+from nanogpt import run_folder, run_log
 from model import GPT, GPTConfig
 
 KILLS = int(os.environ.get("NANO_KILLS", 24))
@@ -160,7 +161,7 @@ def test_a_run_killed_over_and_over_prints_and_logs_what_the_uninterrupted_one_d
 
 # Points in a save that a kill may hit: before it, half way through the bytes, before and after the rename.
 KILL_IN_SAVE = """
-import checkpoint
+from nanogpt import checkpoint
 save, saves = checkpoint.save, 0
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -270,7 +271,7 @@ def test_a_stop_from_outside_ends_the_run_with_the_signals_code(start, tmp_path,
 def test_a_second_interrupt_stops_at_once(start, train, project, tmp_path):
     train(SMALL, out_dir=tmp_path, max_iters=4)
     before = content(tmp_path)["last.pt"]
-    sabotage = "import checkpoint, time; checkpoint.save = lambda *_: (print('saving', flush=True), time.sleep(100))"
+    sabotage = "import time; from nanogpt import checkpoint; checkpoint.save = lambda *_: (print('saving', flush=True), time.sleep(100))"
     arguments = flags(SMALL, out_dir=tmp_path, max_iters=10**6, init_from="resume", save_interval=10**6,
                       eval_interval=10**6)  # fmt: skip
     running = start("driver.py", *arguments, env=ONE_THREAD | {"SABOTAGE": sabotage})
@@ -614,7 +615,8 @@ def test_a_folder_that_turns_read_only_costs_nothing_but_time(start, train, whol
         pytest.skip("root writes to any folder, and a read-only mount takes Linux and root")
     settings = SMALL | dict(eval_interval=10**6, save_interval=10**6)
     sabotage = f"""
-import checkpoint, subprocess
+import subprocess
+from nanogpt import checkpoint
 save = checkpoint.save
 def read_only(what, path):
     subprocess.run("mount --bind {small_run} {small_run} && mount -o remount,bind,ro {small_run}", shell=True)
@@ -693,10 +695,10 @@ def test_runs_moved_aside_within_one_second_do_not_meet(tmp_path, monkeypatch):
     kept = []
     for k in range(5):
         (tmp_path / "last.pt").write_text(str(k))
-        kept.append(ckpt.move_aside(str(tmp_path)))
+        kept.append(run_folder.move_aside(str(tmp_path)))
     assert len(set(kept)) == 5
     assert [open(os.path.join(folder, "last.pt")).read() for folder in kept] == list("01234")
-    assert ckpt.move_aside(str(tmp_path)) is None
+    assert run_folder.move_aside(str(tmp_path)) is None
 
 
 def test_a_refused_command_moves_and_writes_nothing(train, small_run):
@@ -710,7 +712,7 @@ def test_a_refused_command_moves_and_writes_nothing(train, small_run):
 # log.csv
 
 
-LOG_HEADER = ",".join(ckpt.RunLog.columns) + "\n"
+LOG_HEADER = ",".join(run_log.RunLog.columns) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -730,14 +732,14 @@ LOG_HEADER = ",".join(ckpt.RunLog.columns) + "\n"
 def test_a_torn_log_loses_its_torn_rows_alone(tmp_path, tail):
     whole = [f"{i},train,4.1,,0.01,1.0,3.0,100,,{64 * (i + 1)}" for i in range(9)]
     (tmp_path / "log.csv").write_bytes((LOG_HEADER + "\n".join(whole) + "\n").encode() + tail)
-    ckpt.RunLog(str(tmp_path), 20, False)
+    run_log.RunLog(str(tmp_path), 20, False)
     assert (tmp_path / "log.csv").read_text().split() == [LOG_HEADER.strip(), *whole]
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\xff\xfe\x00garbage", b"a,b\n1,2\n", b"iter\n3\n20\n", b"\n\n,,,\n"])
 def test_a_log_that_is_none_is_begun_anew(tmp_path, garbage):
     (tmp_path / "log.csv").write_bytes(garbage)
-    ckpt.RunLog(str(tmp_path), 20, True)
+    run_log.RunLog(str(tmp_path), 20, True)
     assert (tmp_path / "log.csv").read_text().split() == [LOG_HEADER.strip()]
 
 

@@ -13,7 +13,7 @@ import torch
 from conftest import GOLDEN, SYNTHETIC, TINY, error_line, flags, parse, tree
 from reference import losses_of_a_run
 
-from checkpoint import read_log
+from nanogpt.run_log import read_log
 
 DEFAULTS = dict(seed=1337, weight_decay=1e-1, beta1=0.9, beta2=0.95, grad_clip=1.0, decay_lr=True)  # nanoGPT's
 SIX = {"model", "optimizer", "model_args", "iter_num", "best_val_loss", "config"}

@@ -17,20 +17,20 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 import numpy as np
 
-from configurator import UserError, configure, usable_cores
+from configurator import configure
 from data.text import data_folder, in_threads, print_next, publish
 from data.tokens import BPECodec, bpe_pieces
+from nanogpt.device import usable_cores
+from nanogpt.errors import UserError, require
 
 # A copy in parquet: nanoGPT's "openwebtext" has a loading script, which `datasets` no longer runs.
 source = "dylanebert/openwebtext"  # a hub dataset with a text column, or a folder of .jsonl, .parquet, .txt
 name = "openwebtext"  # the dataset's name: the folder under data/ that it is written to
 
 configure(globals())
-try:
-    from datasets import concatenate_datasets, load_dataset
-    from tqdm import tqdm
-except ImportError:
-    raise UserError("this needs a library that is not here: pip install datasets") from None
+require("data/openwebtext/prepare.py", "datasets", "tqdm")
+from datasets import concatenate_datasets, load_dataset
+from tqdm import tqdm
 
 folder = data_folder(name)
 progress_path = os.path.join(folder, "progress.tmp")

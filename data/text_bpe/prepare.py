@@ -11,8 +11,9 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from configurator import UserError, configure, from_here
+from configurator import configure
 from data.text import data_folder, prepare_bpe, print_next
+from nanogpt.errors import UserError, relative_path
 
 name = "text_bpe"  # the dataset's name: the folder under data/ that it is written to
 val_fraction = 0.1  # the part of the text, at its end, that is kept for validation
@@ -20,6 +21,6 @@ val_fraction = 0.1  # the part of the text, at its end, that is kept for validat
 files = []
 configure(globals(), positional=files.append)
 if not files:
-    raise UserError(f"give the text: python {from_here('data/text_bpe/prepare.py')} FILE ...")
+    raise UserError(f"give the text: python {relative_path('data/text_bpe/prepare.py')} FILE ...")
 prepare_bpe(data_folder(name), files, val_fraction)
 print_next(f"config/finetune_shakespeare.py --dataset={name} --init_from=gpt2 --out_dir=out-{name}")

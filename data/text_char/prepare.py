@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from configurator import UserError, configure
+from configurator import configure
 from data.text import data_folder, prepare_chars, print_next, text_chunks
+from nanogpt.errors import UserError
 
 name = "text_char"  # the dataset's name: the folder under data/ that it is written to
 

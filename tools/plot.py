@@ -1,60 +1,62 @@
 """Draws the loss curves of one or more runs, from the log.csv in their folders.
 
-    python plot.py out-shakespeare-char
-    python plot.py out-a out-b out-c --to=compare.png
+    python tools/plot.py out-shakespeare-char
+    python tools/plot.py out-a out-b out-c --to=compare.png
 
-It may be called while a run goes on.
+It may be called while a run is training.
 """
 
-import csv
 import os
+import sys
 import textwrap
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 import numpy as np
 
-import checkpoint as ckpt
-from configurator import UserError, configure
+from configurator import configure
+from nanogpt import checkpoint as ckpt
+from nanogpt.errors import UserError, require
+from nanogpt.run_log import read_log
 
 to = ""  # the picture, its kind by its name (.png, .svg, .pdf); empty: loss.png in the first OUT_DIR
 
 out_dirs = []
 configure(globals(), positional=out_dirs.append)
 if not out_dirs:
-    raise UserError("give the folder of a run, or of several: python plot.py OUT_DIR ...")
-try:
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-except ImportError:
-    raise UserError("this needs a library that is not here: pip install matplotlib") from None
+    raise UserError("give the folder of a run, or of several: python tools/plot.py OUT_DIR ...")
+require("tools/plot.py", "matplotlib.figure")
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-POINTS = 400  # more of them in one curve are means over stretches
-# Okabe and Ito's colours, which the colour-blind can tell apart, in an order whose greys differ; and a marker each
+POINTS = 400  # of a longer curve, this many means of consecutive points are drawn
+# Okabe and Ito's colours, which colour-blind people can tell apart, in an order whose greys differ; a marker for each
 COLOURS = ("#000000", "#d55e00", "#56b4e9", "#0072b2", "#e69f00", "#009e73", "#cc79a7")
 MARKERS = "osD^vPX<"
-# what two runs may differ in without their curves' differing
+# settings that do not change a curve
 NO_MATTER = {"out_dir", "init_from", "eval_only", "save_interval", "always_save_checkpoint", "log_interval"}
 NO_MATTER |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name", "backend", "peak_flops"}
 
 
-def read_log(out_dir):
+def curves(out_dir):
     """{kind: {column: array}} of out_dir/log.csv, the kinds being train and eval; UserError where there is none."""
     path = os.path.join(out_dir, "log.csv")
     if not os.path.isdir(out_dir):
         raise UserError(f"there is no folder {out_dir}")
     if not os.path.exists(path):
         raise UserError(f"there is no log.csv in {out_dir}, such as train.py writes there")
-    columns, log = ("iter", "train_loss", "val_loss", "lr"), {}
     try:
-        with open(path, newline="", encoding="utf-8") as f:
-            whole = f.read().rpartition("\n")[0]  # a run may just be writing the last row
-        rows = list(csv.DictReader(whole.splitlines()))
+        rows, log = read_log(path), {}
         for kind in ("train", "eval"):
-            those = [row for row in rows if row["kind"] == kind]
-            log[kind] = {name: np.array([float(row[name] or "nan") for row in those]) for name in columns}
-    except (ValueError, KeyError, csv.Error):
+            of_kind = [row for row in rows if row["kind"] == kind]
+            columns = ("iter", "train_loss", "val_loss", "lr")
+            log[kind] = {name: np.array([float(row[name] or "nan") for row in of_kind]) for name in columns}
+    except (ValueError, KeyError):
         raise UserError(f"{path} is not a log of train.py") from None
-    if not any(len(table["iter"]) for table in log.values()):
-        raise UserError(f"{path} has no rows yet")
+    if not rows:
+        with open(path, "rb") as f:
+            lines = f.read().count(b"\n")
+        raise UserError(f"{path} {'has no rows yet' if lines <= 1 else 'is not a log of train.py'}")
     return log
 
 
@@ -72,12 +74,12 @@ def labels(out_dirs):
 
 
 def thin(x, y):
-    """The curve itself, or where it has more than POINTS points their means over as many stretches."""
-    stretches = np.array_split(np.arange(len(x)), min(len(x), POINTS) or 1)
-    return [[values[stretch].mean() for stretch in stretches if len(stretch)] for values in (x, y)]
+    """The curve itself, or where it has more than POINTS points, that many means of consecutive ones."""
+    chunks = np.array_split(np.arange(len(x)), min(len(x), POINTS) or 1)
+    return [[values[chunk].mean() for chunk in chunks if len(chunk)] for values in (x, y)]
 
 
-logs = [read_log(out_dir) for out_dir in out_dirs]
+logs = [curves(out_dir) for out_dir in out_dirs]
 figure = Figure(figsize=(9, 6), layout="constrained")
 axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats a token)")
 lr_axes = axes.twinx()

@@ -1,0 +1,177 @@
+"""Checkpoints on disk: written whole or not at all, verified, read back.
+
+A checkpoint is nanoGPT's dict of six keys (model, optimizer, model_args, iter_num, best_val_loss, config), with our own
+beside them. ckpt.pt is the best model, or the latest evaluated one; last.pt is the state that a resume continues from.
+Everything loads under torch.load(weights_only=True): no file that this program reads can run code.
+"""
+
+import math
+import os
+import warnings
+import zipfile
+
+import torch
+
+from nanogpt.errors import UserError
+
+KEYS = {"model": dict, "model_args": dict, "iter_num": int, "config": dict}
+OPTIONAL_KEYS = {
+    "optimizer": dict, "best_val_loss": (int, float, torch.Tensor), "points": list, "scaler": dict, "best_iter": int,
+    "tokens_seen": int, "seconds": (int, float), "machine": dict, "run_id": str, "meta": (dict, type(None)),
+    "data": dict, "wandb_id": (str, type(None)),
+}  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------
+# writing
+
+
+def save(checkpoint, path):
+    """Writes `checkpoint` to `path` whole or not at all; OSError where that fails, with the older file intact.
+
+    The bytes go to a temporary file in the same folder, are flushed to disk, and then take the name; the folder is
+    flushed last. So neither a kill nor a power cut leaves half a file.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        flush_folder(os.path.dirname(path) or ".")
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as either
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        kept = "; the earlier checkpoint there is intact" if os.path.exists(path) else ""
+        raise OSError(f"could not save {path}: {reason}{kept}") from error
+
+
+def flush_folder(folder):
+    """Makes a rename in `folder` survive a power cut. Windows has no such call, and needs none."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+# ----------------------------------------------------------------------------------------------
+# reading
+
+
+def _read(path, mmap=False):
+    """The dict in `path`, on the CPU, without the prefixes of wrapped modules; UserError where it is no checkpoint."""
+    if path != path.encode(errors="replace").decode():
+        mmap = False  # torch maps no file whose name is not UTF-8
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # torch.load answers bad bytes with many kinds of exception
+        hostile = "weights_only" in str(error).lower()
+        reason = "it holds more than plain data" if hostile else "cut, damaged, or another kind of file"
+        raise UserError(f"{path} is not a checkpoint that can be read: {reason}") from None
+    if problem := _problem(checkpoint):
+        raise UserError(f"{path} is not a checkpoint of this program or of nanoGPT: {problem}")
+    weights = checkpoint["model"]
+    for name in list(weights):
+        bare = name
+        while bare.startswith(("_orig_mod.", "module.")):
+            bare = bare.partition(".")[2]
+        if bare != name:
+            weights[bare] = weights.pop(name)
+    return checkpoint
+
+
+def _problem(checkpoint):
+    """What is wrong with what torch.load has read, in a few words; None where it has the form of a checkpoint."""
+    for key, kind in KEYS.items():
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
+            return f"no {key} in it"
+    for key, kind in OPTIONAL_KEYS.items():
+        if key in checkpoint and not isinstance(checkpoint[key], kind):
+            return f"its {key} is not one"
+    parts = [(checkpoint["machine"], ("device_type", "dtype", "compile"))] if "machine" in checkpoint else []
+    parts += [(point, ("generators", "batch", "evaluated")) for point in checkpoint.get("points", [])]
+    if not all(isinstance(part, dict) and all(key in part for key in keys) for part, keys in parts):
+        return "its machine or points are not ones"
+    if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in checkpoint["model"].items()):
+        return "its model is not one"
+    return None
+
+
+def load(path):
+    """The checkpoint in `path`, its bytes verified; UserError where it is missing, damaged or not one.
+
+    torch.load does not verify the file's checksums, so a flipped bit would pass as a weight."""
+    if not os.path.exists(path):
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except Exception:
+        damaged = "its table of contents"
+    if damaged:
+        raise UserError(f"{path} is damaged or cut ({damaged} does not match its check sum)")
+    return _read(path)
+
+
+def load_run(out_dir):
+    """(checkpoint, path, remarks): the newer of last.pt and ckpt.pt that is whole; UserError where neither is."""
+
+    def iter_num(path):
+        try:
+            return _read(path, mmap=True)["iter_num"]  # reads the index, not the weights
+        except UserError:
+            return math.inf  # tried first, so that what is wrong with it is said
+
+    paths = [path for path in (os.path.join(out_dir, name) for name in ("last.pt", "ckpt.pt")) if os.path.exists(path)]
+    if not paths:
+        raise UserError(f"there is no checkpoint in {out_dir} (neither last.pt nor ckpt.pt)")
+    return _first_whole(sorted(paths, key=iter_num, reverse=True), "going on from")
+
+
+def load_model_file(out_dir):
+    """(checkpoint, path, remarks) to sample from: ckpt.pt, or last.pt where there is no whole ckpt.pt."""
+    if not os.path.isdir(out_dir):
+        raise UserError(f"there is no folder {out_dir}: train first, or give another --out_dir")
+    best, last = (os.path.join(out_dir, name) for name in ("ckpt.pt", "last.pt"))
+    return _first_whole([best, last] if os.path.exists(last) else [best], "using")
+
+
+def _first_whole(paths, doing):
+    """(checkpoint, path, remarks on files before it that are not whole) of the first of `paths` that is."""
+    problems = []
+    for path in paths:
+        try:
+            return load(path), path, [f"{problem}; {doing} {path}" for problem in problems]
+        except UserError as error:
+            problems.append(str(error))
+    raise UserError("; ".join(problems))
+
+
+def has_run(out_dir):
+    """Whether out_dir holds a run that can be resumed."""
+    return any(os.path.exists(os.path.join(out_dir, name)) for name in ("last.pt", "ckpt.pt"))
+
+
+def peek(out_dir):
+    """The newest readable checkpoint in out_dir with its tensors left on disk; an empty dict where there is none."""
+    best = {}
+    for name in ("last.pt", "ckpt.pt"):
+        try:
+            found = _read(os.path.join(out_dir, name), mmap=True)
+        except UserError:
+            continue
+        best = max(best, found, key=lambda checkpoint: checkpoint.get("iter_num", -1))
+    return best
+
+
+def newest(out_dir):
+    """What to call the checkpoint that a resume in out_dir would take."""
+    there = peek(out_dir)
+    return f"iteration {there['iter_num']}'s in {out_dir}" if there else "none, as nothing was saved yet"

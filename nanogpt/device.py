@@ -1,0 +1,193 @@
+"""What 'auto' means on this machine: device, dtype, torch.compile, CPU threads, memory; and a clock for each device."""
+
+import ctypes
+import importlib.util
+import math
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import time
+
+import torch
+
+from nanogpt.errors import UserError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+def pick_device(device):
+    """The torch device named `device`; 'auto' is cuda, else mps, else cpu. UserError where it does not exist."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = str(device).partition(":")
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if kind not in counts or not re.fullmatch("[a-z]+(:(0|[1-9][0-9]{0,3}))?", device):
+        raise UserError(f"--device={device}: takes auto, cpu, cuda, cuda:N or mps")
+    if int(index or 0) >= counts[kind]:
+        here = ", ".join(f"{n} {k}" for k, n in counts.items() if n)
+        raise UserError(f"--device={device}: there is no such device on this machine ({here})")
+    return "cpu" if kind == "cpu" else device
+
+
+def set_up(device, local_world_size=1):
+    """Prepares this process, one of `local_world_size` on the machine, to compute on `device`. Returns its type."""
+    device_type = torch.device(device).type
+    if device_type == "cuda":
+        torch.cuda.set_device(torch.device(device).index or 0)  # set_device takes no bare "cuda"
+    if device_type == "cpu":
+        keep_freed_memory()
+        torch.set_num_threads(pick_threads(os.environ.get("OMP_NUM_THREADS"), local_world_size, usable_cores()))
+    torch.set_float32_matmul_precision("high" if device_type == "cuda" else "highest")  # TF32 where CUDA has it
+    return device_type
+
+
+def fast_bfloat16():
+    """Whether this CPU multiplies bfloat16 faster than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def pick_dtype(dtype, device):
+    """The dtype to compute in. 'auto': bfloat16 where the device is fast at it, else float16 on CUDA, else float32."""
+    if dtype in ("float32", "bfloat16", "float16"):
+        return dtype
+    if dtype != "auto":
+        raise UserError(f"--dtype={dtype}: takes auto, float32, bfloat16 or float16")
+    if device.startswith("cuda"):
+        # before Ampere, bfloat16 is emulated and slower than float16 on the tensor cores
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device == "cpu":
+        return "bfloat16" if fast_bfloat16() else "float32"
+    return "float32"
+
+
+def autocast(device, dtype, cache=True):
+    """The context that computes matrix products in `dtype`. With `cache` it keeps a cast weight until its end."""
+    device_type = torch.device(device).type
+    return torch.amp.autocast(device_type, getattr(torch, dtype), enabled=dtype != "float32", cache_enabled=cache)
+
+
+def pick_compile(compile, device):
+    """(whether to torch.compile the model, a line for the user or None).
+
+    'auto' compiles on CUDA only. On a CPU nearly all the time goes into matrix products and a few passes written for
+    it (nanogpt/cpu_kernels.py): only a long run of a small model would win back the minute that the compiler takes.
+    """
+    if compile != "auto" and not isinstance(compile, bool):
+        raise UserError(f"--compile={compile}: takes auto, True or False")
+    if compile is False or (compile == "auto" and not device.startswith("cuda")):
+        return False, None
+    if not device.startswith("cuda"):  # the compiler that torch._inductor calls
+        found = {"C++ compiler": shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))}
+    else:  # Triton builds its launcher with a C compiler
+        found = {"Triton": importlib.util.find_spec("triton")}
+        found["C compiler"] = any(map(shutil.which, [os.environ["CC"]] if "CC" in os.environ else ("gcc", "clang")))
+        found["GPU of compute capability 7.0"] = torch.cuda.get_device_capability(device) >= (7, 0)
+    found["Python.h"] = os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
+    missing = next((name for name, there in found.items() if not there), None)
+    return missing is None, missing and f"no {missing} is found, so the model runs without torch.compile"
+
+
+def compile_mode(device_type, processes, micro_steps, flops_scale):
+    """torch.compile's mode: "reduce-overhead" (CUDA graphs) where launching kernels would keep a small model waiting.
+
+    CUDA graphs need one process and one micro-step: a second micro-step would add to gradients that lie in the memory
+    which its own graph writes. `flops_scale` is parameters x tokens of a micro-batch.
+    """
+    small = processes == 1 and micro_steps == 1 and flops_scale < 5e11
+    return "reduce-overhead" if device_type == "cuda" and small else None
+
+
+def packs_weights(device, dtype):
+    """Whether a model that only samples gains from packed weights (nanogpt/cpu_kernels.py)."""
+    return device == "cpu" and dtype == "bfloat16" and fast_bfloat16() and torch.backends.mkldnn.is_available()
+
+
+def pick_threads(threads, processes, cores):
+    """CPU threads for each of `processes` on a machine of `cores`; `threads` is OMP_NUM_THREADS, or None.
+
+    torchrun sets OMP_NUM_THREADS to 1 where it starts several processes, so 1 is then taken for its default.
+    """
+    if threads and threads.isdigit() and int(threads) > 0 and (processes == 1 or threads != "1"):
+        return int(threads)
+    return max(1, cores // processes)
+
+
+def usable_cores(quota="/sys/fs/cgroup/cpu.max"):
+    """Physical cores that this process may use. torch's thread count would not do: OMP_NUM_THREADS=1 would hide them.
+
+    Linux has a container's share of processor time in the file `quota`. More threads than that would wait.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        with open(quota, encoding="ascii") as f:
+            share, period = map(int, f.read().split())  # microseconds; "max" where there is no limit
+        allowed = min(allowed, max(1, math.ceil(share / period)))
+    except (OSError, ValueError, ZeroDivisionError):
+        pass
+    return min(allowed, torch.cpu.get_capabilities().get("num_physical_cores") or allowed)
+
+
+def keep_freed_memory():
+    """Makes glibc's malloc keep the memory of freed tensors for the next ones.
+
+    By default it returns each large one to the system, which then clears every page of the next: a fifth of a GPT-2's
+    iteration on a CPU. Other C libraries do not have this call, or do not need it.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version"):
+        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+        libc.mallopt(M_MMAP_MAX, 0)  # from the heap, however large
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
+        libc.mallopt(M_TOP_PAD, 1 << 26)
+
+
+def to_device(tokens, device):
+    """`tokens`, uint16 on the host, as int64 on `device`."""
+    if device.startswith("cuda"):  # two bytes a token travel, from pinned memory, so that the host need not wait
+        return tokens.pin_memory().to(device, non_blocking=True).long()
+    return tokens.long().to(device)
+
+
+class Clock:
+    """Marks in the time of `device`, and the seconds between two of them.
+
+    CUDA and MPS compute later what they are given now. There a mark is an event in their queue: an iteration is
+    charged its own work only, and nothing waits until seconds() reads two marks.
+    """
+
+    def __init__(self, device):
+        self.device_type = torch.device(device).type
+
+    def mark(self):
+        if self.device_type == "cpu":
+            return time.perf_counter()
+        event = getattr(torch, self.device_type).Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start, end):
+        if self.device_type == "cpu":
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+
+def peak_memory(device):
+    """The most memory that this process has held, as a text: on the host, and on its GPU."""
+    if resource is None:
+        host = "host memory unknown"
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+        host = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB on the host"
+    if device.startswith("cuda"):
+        return f"{host}, {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on {device}"
+    return host

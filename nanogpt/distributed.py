@@ -1,0 +1,226 @@
+"""The processes of a run: who they are, what they agree on, how they share the work (ddp, fsdp), and stop signals."""
+
+import gc
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from nanogpt import errors
+from nanogpt.errors import UserError
+
+
+def pick_backend(backend, device):
+    """The library for collectives: 'auto' is nccl on CUDA, else gloo."""
+    if backend == "auto":
+        return "nccl" if device.startswith("cuda") else "gloo"
+    if backend not in ("nccl", "gloo", "mpi"):
+        raise UserError(f"--backend={backend}: takes auto, nccl, gloo or mpi")
+    if backend == "nccl" and not device.startswith("cuda"):
+        raise UserError(f"--backend=nccl works on CUDA devices only, and this run is on {device}: use --backend=gloo")
+    return backend
+
+
+def share_evenly(gradient_accumulation_steps, world_size):
+    """How many of an iteration's micro-batches each of `world_size` processes computes."""
+    if gradient_accumulation_steps % world_size:
+        raise UserError(
+            f"--gradient_accumulation_steps={gradient_accumulation_steps} cannot be shared by {world_size} processes: "
+            "give a multiple"
+        )
+    return gradient_accumulation_steps // world_size
+
+
+class Processes:
+    """This process among those of the run, as torchrun's environment variables say; without torchrun it is alone."""
+
+    def __init__(self):
+        self.several = "RANK" in os.environ
+        for name in ("rank", "local_rank"):
+            setattr(self, name, int(os.environ.get(name.upper(), 0)))
+        for name in ("world_size", "local_world_size"):
+            setattr(self, name, int(os.environ.get(name.upper(), 1)))
+        self.hosts = self.exchange = None
+        self.stop_signal = 0
+
+    def say(self, *lines):
+        """Prints lines on rank 0 only, and at once, so that a log file shows where the run is."""
+        for line in lines if self.rank == 0 else ():
+            print(line, flush=True)
+
+    def own_device(self, device):
+        """The device of this process: of several processes on CUDA each takes the one of its local rank."""
+        if self.several and device == "mps":
+            raise UserError("several processes work on CUDA devices and CPUs, not on mps: add --device=cpu")
+        if self.several and device.startswith("cuda"):
+            if self.local_world_size > torch.cuda.device_count():
+                raise UserError(f"{self.local_world_size} processes for {torch.cuda.device_count()} GPUs on a machine")
+            return f"cuda:{self.local_rank}"
+        return device
+
+    def join(self, backend):
+        """Connects to the other processes. What hosts agree on travels by gloo, beside the gradients."""
+        if self.several:
+            store = self._store_of_this_start()
+            place = {"store": store, "rank": self.rank, "world_size": self.world_size} if store else {}
+            dist.init_process_group(backend, **place)
+            sys.excepthook = errors.report  # torch has put its own before it, which loses what a hook prints at exit
+            # a day: while rank 0 saves a large model, or one process evaluates longer, the others wait in this group
+            self.hosts = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+
+    def _store_of_this_start(self):
+        """torchrun's store under a prefix drawn for this start of the processes; None where the store is not shared.
+
+        The store outlives a restart, and connecting to a dead process's address in it would hang. So rank 0 draws the
+        prefix, and answers each rank that asks with a number drawn for this start.
+        """
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return None
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        prefix = drawn = os.urandom(8).hex()
+        if self.rank > 0:
+            store.set(f"rank {self.rank} asks", drawn)
+            prefix = store.get(f"answer to {drawn}").decode()  # waits for it
+            store.set(f"rank {self.rank} knows {prefix}", "")
+        for rank in range(1, self.world_size) if self.rank == 0 else ():
+            deadline = time.monotonic() + 600
+            while not store.check([f"rank {rank} knows {prefix}"]):
+                if store.check([f"rank {rank} asks"]):  # a dead process may have asked; the new one asks again
+                    store.set("answer to " + store.get(f"rank {rank} asks").decode(), prefix)
+                if time.monotonic() > deadline:
+                    raise OSError(f"process {rank} has not come for 10 minutes")
+                time.sleep(0.01)
+        return dist.PrefixStore(prefix, store)
+
+    # what the processes agree on
+
+    def largest(self, number):
+        """The largest of the numbers that the processes call this with."""
+        if not self.several:
+            return number
+        flag = torch.tensor(number)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts)
+        return flag.item()
+
+    def all_agree(self, condition):
+        """Whether `condition` holds on every process."""
+        return not self.largest(int(not condition))
+
+    def add_up(self, tensor):
+        """Replaces `tensor` on every process by the sum over all of them."""
+        if self.several:
+            dist.all_reduce(tensor)
+
+    def gather(self, thing):
+        """The list of what each process calls this with, on rank 0; None on the others."""
+        if not self.several:
+            return [thing]
+        things = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(thing, things, group=self.hosts)
+        return things
+
+    def wait(self):
+        """Waits until every process is here."""
+        if self.several:
+            dist.barrier(self.hosts)
+
+    # the model on several devices
+
+    def check_sharding(self, sharding, optimizer, dtype):
+        """UserError where fsdp does not work."""
+        if sharding == "fsdp" and (optimizer == "muon" or dtype == "float16" or not self.several):
+            raise UserError(
+                "--sharding=fsdp works under torchrun, with --optimizer=adamw, and not with --dtype=float16"
+            )
+
+    def shard(self, model, sharding, device_type):
+        """With fsdp, splits the weights of `model` over the processes, in place."""
+        if sharding != "fsdp":
+            return
+        from torch.distributed.device_mesh import init_device_mesh  # half a second, which other runs need not wait
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(device_type, (self.world_size,))  # without it torch takes the GPU it was built for
+        for parameter in model.parameters():  # each process drew other weights: all take rank 0's
+            dist.broadcast(parameter.data, src=0)
+        for block in model.transformer.h:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+    def replicate(self, model, sharding, device):
+        """The model to train. With ddp it is `model` in a wrapper that averages gradients, else `model` itself."""
+        if not self.several or sharding != "ddp":
+            return model
+        from torch.nn.parallel import DistributedDataParallel as DDP
+
+        gpu = [device] if device.startswith("cuda") else None
+        return DDP(model, device_ids=gpu, gradient_as_bucket_view=True)  # a view: each gradient exists once
+
+    def sync_gradients(self, train_model, last_micro_step):
+        """Has the next backward pass average gradients over the processes only if it is the iteration's last."""
+        if hasattr(train_model, "require_backward_grad_sync"):  # ddp
+            train_model.require_backward_grad_sync = last_micro_step
+        elif hasattr(train_model, "set_requires_gradient_sync"):  # fsdp
+            train_model.set_requires_gradient_sync(last_micro_step)
+
+    # stopping and leaving
+
+    def listen(self):
+        """Notes SIGTERM and SIGINT for asked_to_stop(). A second SIGINT stops this process at once."""
+        signal.signal(signal.SIGTERM, self._note)
+        signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number, frame):
+        if number == signal.SIGINT and self.stop_signal:
+            raise KeyboardInterrupt
+        self.stop_signal = number
+
+    def asked_to_stop(self):
+        """The signal on which to stop, or 0; among several processes the same on all of them at the same call.
+
+        Each call starts an exchange that the next one reads, so that no process waits for the network.
+        """
+        if not self.several:
+            return self.stop_signal
+        agreed = self._exchanged()
+        flag = torch.tensor(self.stop_signal)
+        self.exchange = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts, async_op=True)
+        return agreed
+
+    def _exchanged(self):
+        if not self.exchange:
+            return 0
+        flag, work = self.exchange
+        work.wait()
+        self.exchange = None
+        return flag.item()
+
+    def leave(self):
+        """Disconnects from the other processes, and exits with the shell's code where a signal has asked for it.
+
+        gloo aborts at exit where a DDP or FSDP model outlives the process group: drop every reference before."""
+        if self.several:
+            self._exchanged()
+            gc.collect()
+            dist.destroy_process_group()
+        if self.stop_signal:
+            sys.exit(128 + self.stop_signal)
+
+
+def full_state(state, keep=True):
+    """`state`, dicts and lists of tensors, with each sharded tensor (DTensor) gathered on the CPU. All ranks call it.
+
+    Without `keep` None stands in for the gathered ones, so that this process holds only one of them at a time.
+    """
+    if isinstance(state, dict):
+        return {key: full_state(value, keep) for key, value in state.items()}
+    if isinstance(state, list):
+        return [full_state(value, keep) for value in state]
+    if hasattr(state, "full_tensor"):
+        full = state.full_tensor()
+        return full.cpu() if keep else None
+    return state

@@ -1,0 +1,264 @@
+"""Hugging Face's GPT-2 format: a folder with config.json, model.safetensors and a tokenizer, read and written.
+
+Names of weights are nanoGPT's, behind an optional "transformer."; matrices are (in, out) there, (out, in) in nn.Linear.
+"""
+
+import json
+import os
+import shutil
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from nanogpt.errors import UserError, require
+
+NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+
+# ----------------------------------------------------------------------------------------------
+# in
+
+
+def find(name_or_path):
+    """(arguments for GPTConfig, all but dropout; path of the safetensors file), of a folder or one of NAMES.
+
+    UserError where the files are missing or damaged, or describe a model that GPT does not compute.
+    """
+    require(f"--init_from={name_or_path}", "safetensors")
+    config_path, path = _files(name_or_path)
+    config = _read_config(config_path)
+    if not os.path.isfile(path):
+        raise UserError(f"there is no {path}")
+    return config, path
+
+
+def _files(name_or_path):
+    """Paths of config.json and model.safetensors: in that folder, in Hugging Face's cache, or fetched from the hub."""
+    names = ("config.json", "model.safetensors")
+    if name_or_path not in NAMES:
+        if not os.path.isdir(name_or_path):
+            raise UserError(f"{name_or_path} is neither a folder nor one of {', '.join(NAMES)}")
+        return [os.path.join(name_or_path, name) for name in names]
+    require(f"--init_from={name_or_path}", "huggingface_hub", "safetensors")
+    from huggingface_hub import hf_hub_download, logging, try_to_load_from_cache
+
+    logging.set_verbosity_error()  # it would print each retry; the one line below says all
+    for repository in (name_or_path, f"openai-community/{name_or_path}"):  # nanoGPT's name, and the hub's own
+        cached = [try_to_load_from_cache(repository, name) for name in names]
+        if all(isinstance(path, str) for path in cached):
+            return cached
+    try:
+        return [hf_hub_download(repository, name) for name in names]
+    except Exception as error:  # a missing network raises a dozen kinds
+        raise UserError(
+            f"{repository} is not in the Hugging Face cache and cannot be fetched ({type(error).__name__}): on a "
+            f"machine with a network run hf download {repository} {' '.join(names)} --local-dir DIR, copy DIR to "
+            "this one, and give --init_from=DIR"
+        ) from None
+
+
+def _read_config(path):
+    """The arguments for GPTConfig in a config.json; UserError where it describes a model that GPT does not compute."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            found = json.load(f)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'it is no JSON'}") from None
+    if not isinstance(found, dict) or found.get("model_type") != "gpt2":
+        raise UserError(f"{path} is not of a GPT-2: its model_type is not gpt2")
+    sizes = {"block_size": "n_positions"} | {name: name for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
+    config = {ours: found.get(theirs) for ours, theirs in sizes.items()}
+    for ours, theirs in sizes.items():
+        if type(config[ours]) is not int or config[ours] < 1:
+            raise UserError(f"{path}: {theirs} must be a whole number of at least 1, not {config[ours]!r}")
+    computed = {  # the first value is transformers' default, taken where the key is missing
+        "activation_function": ("gelu_new", "gelu"), "n_inner": (None, 4 * config["n_embd"]),
+        "layer_norm_epsilon": (1e-5,), "tie_word_embeddings": (True,), "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
+    }  # fmt: skip
+    for name, values in computed.items():
+        if found.get(name, values[0]) not in values:
+            raise UserError(f"{path}: {name} is {found[name]!r}: only {' or '.join(map(str, values))} can be loaded")
+    return config | {"bias": True, "activation": found.get("activation_function", "gelu_new")}
+
+
+class WithoutInit(TorchFunctionMode):
+    """A context in which new modules keep uninitialised weights: nothing is drawn, and no memory page is touched.
+
+    torch.device("meta") would do the same, but its normal_ imports the whole compiler.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.nn.init.normal_, torch.nn.init.uniform_, torch.nn.init.kaiming_uniform_):
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def load_weights(make_model, config, path):
+    """make_model() for `config`, with the weights in the safetensors file at `path`; UserError where they do not fit.
+
+    The file is memory-mapped and copied once, to float32: peak memory is the model and one tensor.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        stored = _check_shapes(config, path)
+        with WithoutInit():
+            model = make_model()
+        _copy_weights(model, stored, path)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be loaded: {error}") from None
+    return model
+
+
+def _check_shapes(config, path):
+    """{name without "transformer.": name in the file}; ValueError where the sizes are not `config`'s.
+
+    This comes before a model of that size is made."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        stored = {name.removeprefix("transformer."): name for name in file.keys()}
+        shapes = {name: file.get_slice(there).get_shape() for name, there in stored.items()}
+    sizes = {"wte.weight": config["vocab_size"], "wpe.weight": config["block_size"]}
+    for name, rows in sizes.items():
+        size = [rows, config["n_embd"]]
+        if shapes.get(name) != size:
+            raise ValueError(f"{name} should be {size}, and is {shapes.get(name, 'missing')}")
+    if sum(name.endswith(".ln_1.weight") for name in stored) != config["n_layer"]:
+        raise ValueError(f"it is not of n_layer = {config['n_layer']}")
+    return stored
+
+
+def _copy_weights(model, stored, path):
+    """Copies the tensors of the file at `path`, under their names `stored`, into `model`; ValueError if they differ."""
+    from safetensors import safe_open
+
+    def read(name):  # opened for each tensor: pages once read count as this process's memory while the map is held
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+
+    weights = model.state_dict()
+    del weights["lm_head.weight"]  # tied to wte, so most files leave it out
+    for name, parameter in weights.items():
+        name_there = stored.pop(name.removeprefix("transformer."), None)
+        tensor = read(name_there) if name_there else torch.empty(0)
+        tensor = tensor.mT if name.endswith(TRANSPOSED) and tensor.dim() == 2 else tensor
+        if tensor.shape != parameter.shape or not tensor.is_floating_point():
+            raise ValueError(f"{name} should be floats {list(parameter.shape)}, and is {list(tensor.shape)}")
+        parameter.copy_(tensor)
+    wte = weights["transformer.wte.weight"]
+    if "lm_head.weight" in stored and not read(stored.pop("lm_head.weight")).float().equal(wte):
+        raise ValueError("its lm_head is not tied to its wte")
+    if others := [name for name in stored if not name.endswith((".attn.bias", ".attn.masked_bias"))]:  # masks
+        raise ValueError(f"it has weights that are not a GPT-2's: {', '.join(others[:3])}")
+
+
+# ----------------------------------------------------------------------------------------------
+# out
+
+
+def write_folder(to, model, codec, eot):
+    """Writes `model` (a GPT) and its tokenizer to the folder `to`, whole or not at all. OSError where that fails.
+
+    `eot` is the id of <|endoftext|> where `codec` is GPT-2's byte pairs, and None where it is one of characters.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    generation = {"bos_token_id": eot, "eos_token_id": eot}
+    if padding := [i for i in range(model.config.vocab_size) if not codec.known(i)]:
+        generation["suppress_tokens"] = padding  # ids that stand for no text, which sample.py does not draw either
+    bpe = eot is not None
+    tokenizer = {"tokenizer_class": "GPT2TokenizerFast" if bpe else "PreTrainedTokenizerFast"}
+    tokenizer |= {"model_max_length": model.config.block_size, "clean_up_tokenization_spaces": False}
+    tokenizer["model_input_names"] = ["input_ids", "attention_mask"]  # a GPT-2 would add embeddings of token_type_ids
+    if bpe:
+        tokenizer |= {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token")}
+        tokenizer["add_prefix_space"] = False
+    folder = os.path.abspath(to)
+    temporary = f"{folder}.{os.getpid()}.tmp"  # beside it, and renamed once it is whole
+    try:
+        os.makedirs(temporary)
+        _write_json(temporary, "config.json", _config(model.config, eot))
+        _write_json(temporary, "generation_config.json", generation)
+        _write_json(temporary, "tokenizer_config.json", tokenizer)
+        _write_json(temporary, "tokenizer.json", {"version": "1.0"} | (_bpe if bpe else _characters)(codec))
+        save_file(_weights(model), os.path.join(temporary, "model.safetensors"), metadata={"format": "pt"})
+        if os.path.isdir(folder):
+            os.rmdir(folder)
+        os.rename(temporary, folder)
+    except SafetensorError as error:  # this library's word for a full disk
+        raise OSError(f"could not write {to}: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_json(folder, name, content):
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
+        json.dump(content, f, ensure_ascii=False, indent=2)
+        f.write("\n")
+
+
+def _config(config, eot):
+    """config.json for a GPTConfig."""
+    return {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": config.vocab_size,
+        "n_positions": config.block_size, "n_embd": config.n_embd, "n_layer": config.n_layer, "n_head": config.n_head,
+        "n_inner": None, "activation_function": config.activation, "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout, "resid_pdrop": config.dropout, "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02, "tie_word_embeddings": True, "bos_token_id": eot, "eos_token_id": eot,
+        "torch_dtype": "float32",
+    }  # fmt: skip
+
+
+def _weights(model):
+    """{name: tensor} as GPT-2's files have them: matrices (in, out), a bias everywhere, no head, since it is tied."""
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name != "lm_head.weight":
+            weights[name] = (tensor.mT if name.endswith(TRANSPOSED) else tensor).contiguous()
+    for name in list(weights):
+        if ".h." in name or ".ln_f." in name:
+            bias = name.removesuffix("weight").removesuffix("bias") + "bias"
+            weights.setdefault(bias, torch.zeros(weights[name].shape[-1]))  # a matrix is (in, out) here
+    return weights
+
+
+def _characters(codec):
+    """tokenizer.json of a CharCodec: the text is split after every character, and each is looked up."""
+    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "WordLevel", "vocab": codec.stoi, "unk_token": ""}
+    return {"added_tokens": [], "pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}
+
+
+def _bpe(codec):
+    """tokenizer.json of GPT-2's byte pairs, whose format spells each byte as a visible character.
+
+    Printable bytes of Latin-1 are spelt as they are, the others by the characters from U+0100 on. To find a token's
+    merge, its bytes are merged by all merges before it: two parts are left.
+    """
+    tokens = [codec.piece(i) for i in range(codec.eot)]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    spelling = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+
+    def spell(token):
+        return "".join(spelling[byte] for byte in token)
+
+    merges = []
+    for rank, token in enumerate(tokens):
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            pairs = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:], strict=False)]
+            at = pairs.index(min(pairs))
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            merges.append([spell(part) for part in parts])
+    end = {"id": codec.eot, "content": "<|endoftext|>", "special": True, "normalized": False}
+    end |= {"single_word": False, "lstrip": False, "rstrip": False}
+    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    vocab = {spell(token): rank for rank, token in enumerate(tokens)} | {end["content"]: codec.eot}
+    model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    return {"added_tokens": [end], "pre_tokenizer": by_bytes, "decoder": by_bytes, "model": model}

@@ -1,0 +1,123 @@
+"""The device's peak FLOPS, from a table or measured, and the share of it that a run uses (MFU).
+
+MFU, model FLOPs utilisation: the FLOPs that the model's own arithmetic needs (GPT.flops_per_token), over the time,
+over the peak. Source: PaLM (arXiv:2204.02311), appendix B.
+"""
+
+import functools
+import re
+import time
+
+import torch
+
+from nanogpt.device import pick_dtype
+
+# Dense peaks in TFLOPS: 16-bit tensor cores with float32 accumulation, tf32, float32. A row is for each device whose
+# name has all the words of the row's key, and no word of VARIANTS that the key lacks.
+# NVIDIA's figures are SMs x boost clock x FLOPs a cycle an SM, from their data sheets.
+PEAK_TFLOPS = {
+    "b200": (2250, 1125, 75),
+    "gb200": (2500, 1250, 75),
+    "h100": (989.4, 494.7, 67),
+    "h200": (989.4, 494.7, 67),
+    "gh200": (989.4, 494.7, 67),
+    "h100 pcie": (756, 378, 51),
+    "h100 nvl": (835, 417, 60),
+    "a100": (312, 156, 19.5),
+    "a100 pcie": (312, 156, 19.5),
+    "a800": (312, 156, 19.5),
+    "a800 pcie": (312, 156, 19.5),
+    "a30": (165, 82, 10.3),
+    "a40": (149.7, 74.8, 37.4),
+    "a10": (125, 62.5, 31.2),
+    "l40s": (362, 183, 91.6),
+    "l4": (121, 60, 30.3),
+    "rtx a6000": (154.8, 77.4, 38.7),
+    "rtx 6000 ada": (364, 182, 91.1),
+    "rtx 5090": (209.5, 104.8, 104.8),
+    "rtx 4090": (165.2, 82.6, 82.6),
+    "rtx 3090": (71, 35.6, 35.6),
+    "rtx 3060": (25.5, 12.7, 12.7),
+    "v100 sxm2": (125, 15.7, 15.7),  # no tf32 and no bfloat16 before Ampere
+    "v100 sxm3": (125, 15.7, 15.7),
+    "t4": (65, 8.1, 8.1),
+    "mi300x": (1307, 654, 163.4),
+    "mi250x": (191.5, 23.9, 23.9),  # one of its two dies, which is what torch sees as a device
+}
+VARIANTS = set("pcie nvl mig laptop mobile ti super d max q ada".split())
+BEFORE_AMPERE = ("v100 sxm2", "v100 sxm3", "t4")
+
+
+def peak_from_table(name, dtype, tf32=False):
+    """Dense peak FLOPS (not TFLOPS) of the device called `name` at `dtype`, or None where it is not known."""
+    words = set(re.findall(r"[a-z0-9]+", name.lower()))
+    for key, (half, tensor, single) in PEAK_TFLOPS.items():
+        needed = set(key.split())
+        if needed <= words and not (words - needed) & VARIANTS:
+            if dtype == "bfloat16" and key in BEFORE_AMPERE:
+                return None
+            return 1e12 * (single if dtype == "float32" and not tf32 else tensor if dtype == "float32" else half)
+    return None
+
+
+def measure_peak(device, dtype):
+    """FLOPS of the best of a few square matmuls at `dtype` on `device`, found in under half a second.
+
+    A CPU multiplies two sizes: one with AMX reaches 1.5 TFLOPS at 1024 and 2.6 at 2048. A slow one skips the larger.
+    """
+    kind = torch.device(device).type
+    sizes = (1024, 2048) if kind == "cpu" else (4096,)
+    synchronize = torch.cpu.synchronize if kind == "cpu" else getattr(torch, kind).synchronize
+    generator = torch.Generator(device).manual_seed(0)
+    matrix = torch.randn(sizes[-1], sizes[-1], device=device, generator=generator).to(getattr(torch, dtype))
+    best, budget = 0.0, 0.1  # FLOPS, and seconds for a size
+    for size in sizes:
+        if best and 2 * size**3 / best > budget:
+            break
+        a = matrix[:size, :size].contiguous()
+        a @ a
+        synchronize()
+        start = now = time.perf_counter()
+        while now - start < budget:
+            t0 = time.perf_counter()
+            a @ a
+            synchronize()
+            now = time.perf_counter()
+            best = max(best, 2 * size**3 / (now - t0))
+    return best
+
+
+def find_peak_flops(peak_flops, device, dtype):
+    """(the device's peak FLOPS at `dtype`, where the figure comes from). A `peak_flops` above 0 is taken as given."""
+    if peak_flops > 0:
+        return peak_flops, "given"
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+        known = peak_from_table(name, dtype, torch.backends.cuda.matmul.allow_tf32)
+        if known:
+            tf32 = dtype == "float32" and known != peak_from_table(name, dtype)  # a V100 has no tf32
+            return known, f"{name}, {'tf32' if tf32 else dtype}"
+    return measure_peak(device, dtype), f"measured, {device}, {dtype}"
+
+
+@functools.cache
+def auto_peak_flops(device):
+    """The peak FLOPS of `device` at its 'auto' dtype, found once."""
+    return find_peak_flops(0.0, device, pick_dtype("auto", device))[0]
+
+
+class RunningMFU:
+    """The printed MFU: 0.9 * old + 0.1 * new over logged iterations, from the sixth iteration of the process on."""
+
+    def __init__(self, model, peak_flops, first_iter):
+        self.flops_per_token, self.peak_flops = model.flops_per_token(), peak_flops
+        self.from_iter = first_iter + 5  # earlier ones compile, allocate and warm up
+        self.value = None
+
+    def update(self, iter_num, tokens, seconds):
+        """Takes in a logged iteration of `tokens` on this device; returns what to print, such as "11.07%"."""
+        if iter_num < self.from_iter:
+            return "n/a"
+        mfu = self.flops_per_token * tokens / (seconds * self.peak_flops)
+        self.value = mfu if self.value is None else 0.9 * self.value + 0.1 * mfu
+        return f"{self.value * 100:.2f}%"

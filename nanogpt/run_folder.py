@@ -1,0 +1,191 @@
+"""out_dir, the folder of a run: locked, resumed from, saved to; and what a resume needs to continue exactly."""
+
+import glob
+import os
+import time
+import warnings
+
+import torch
+
+from nanogpt import checkpoint
+from nanogpt.distributed import full_state
+from nanogpt.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: two runs in one out_dir go unnoticed there
+    fcntl = None
+
+RUN_FILES = ("ckpt.pt", "last.pt", "log.csv", "tensorboard")
+# where a run computes and what it is for: a resume takes these from its own command
+NOT_RESUMED = {"device", "backend", "sharding", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only"}
+
+
+class RunFolder:
+    """out_dir: locked, resumed from, and saved to. Every process calls these methods; only rank 0 writes."""
+
+    def __init__(self, out_dir, processes, read_only):
+        if not out_dir:
+            raise UserError("--out_dir= is empty: give the folder to write to")
+        self.out_dir, self.processes = out_dir, processes
+        self.writes = processes.rank == 0 and not read_only
+        # Lock out_dir before reading it: another run may be writing. open() makes a new folder, once all is checked.
+        locked_before = os.path.exists(os.path.join(out_dir, ".lock"))
+        self.lock = claim(out_dir) if self.writes and locked_before else None
+        self.run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's "none" names no run
+        self.loaded_path = None
+
+    def start_from(self, init_from):
+        """What a run starts from: "scratch", "resume" (the run in out_dir), or the name or folder of a GPT-2.
+
+        When a process dies, torchrun restarts all of them with the same command. They resume from their own
+        checkpoint, which has torchrun's run id in it, never from an older run's.
+        """
+        largest = self.processes.largest
+        restarted = largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))  # each machine counts by itself
+        may_have_own = self.writes and (restarted or self.run_id != "none")
+        if largest(int(may_have_own and checkpoint.peek(self.out_dir).get("run_id") == self.run_id)):
+            return "resume"
+        has_any = largest(int(self.processes.rank == 0 and checkpoint.has_run(self.out_dir)))
+        if init_from == "auto" and has_any:
+            return "resume"
+        if init_from == "auto":
+            return "scratch"
+        if not (init_from in ("scratch", "resume") or init_from.startswith("gpt2") or os.path.isdir(init_from)):
+            raise UserError(f"--init_from={init_from}: takes scratch, resume, auto, a gpt2 name or a GPT-2 folder")
+        return init_from
+
+    def load(self, device_type):
+        """(checkpoint, the settings that a resume takes from it, remarks for the user).
+
+        dtype and compile stay the run's on the same type of device, since the numbers hang on them.
+        """
+        saved, self.loaded_path, remarks = checkpoint.load_run(self.out_dir)
+        resumed = {name: value for name, value in saved["config"].items() if name not in NOT_RESUMED}
+        machine = saved.get("machine", {})
+        if machine.get("device_type") == device_type:
+            resumed |= {"dtype": machine["dtype"], "compile": machine["compile"]}
+        elif machine:
+            kind = machine["device_type"]
+            remarks.append(f"the run was on {kind}: dtype and compile are chosen anew for {device_type}")
+        return saved, resumed, remarks
+
+    def open(self, resumed):
+        """Locks out_dir for writing, and moves an earlier run's files aside unless this run has `resumed` from them."""
+        if self.writes:
+            self.lock = self.lock or claim(self.out_dir)
+            sweep(self.out_dir)
+            moved = None if resumed else move_aside(self.out_dir)
+            if moved:
+                self.processes.say(f"an earlier run's files were in {self.out_dir}: moved to {moved}")
+
+    def restore_point(self, saved, device, batches, seed):
+        """Sets this process's random generators to where `saved` has them. Returns its resume point.
+
+        That is None where there is none: in a new run, in nanoGPT's checkpoints, and, after a line that says so, where
+        the number of processes has changed; then `seed` gives the generator of the `batches` a new start.
+        """
+        points, now = saved.get("points"), self.processes.world_size
+        if points is None:
+            return None
+        if len(points) != now:
+            self.processes.say(
+                f"the run had {len(points)} processes and has {now} now: from here on other batches come"
+            )
+            batches.manual_seed(seed + 1_000_003 * saved["iter_num"])
+            return None
+        point = points[self.processes.rank]
+        restore_generators(point["generators"], device, batches)
+        return point
+
+    def save(self, name, model, optim, point, **facts):
+        """Writes out_dir/name: the state of model and optimizer, every process's resume `point`, and `facts`."""
+        keep = self.processes.rank == 0
+        points = self.processes.gather({**point, "batch": [tokens.cpu() for tokens in point["batch"]]})
+        weights, moments = (full_state(part.state_dict(), keep) for part in (model, optim))
+        if keep:
+            state = {"model": weights, "optimizer": moments, "points": points, "run_id": self.run_id}
+            checkpoint.save(state | facts, os.path.join(self.out_dir, name))
+        self.processes.wait()
+
+
+# ----------------------------------------------------------------------------------------------
+# the files in it
+
+
+def claim(out_dir):
+    """Locks `out_dir`, made where it is missing, for this process; UserError where another run holds the lock.
+
+    Returns the open lock file, which must be kept. The system drops the lock with the process, however that ends.
+    """
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        lock = open(os.path.join(out_dir, ".lock"), "w")
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot write to --out_dir={out_dir}: {getattr(error, 'strerror', error)}") from error
+    if fcntl:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing to {out_dir}: stop it, or choose another --out_dir") from None
+        except OSError as error:
+            # This file system has no locks: continue without one.
+            warnings.warn(f"{out_dir} cannot be locked ({error.strerror})", stacklevel=2)
+    return lock
+
+
+def sweep(out_dir):
+    """Removes what interrupted saves have left in `out_dir`, which must be locked."""
+    for name in RUN_FILES:
+        for leftover in glob.glob(os.path.join(glob.escape(out_dir), f"{name}*.tmp")):
+            os.remove(leftover)
+
+
+def move_aside(out_dir):
+    """Moves an earlier run's files into a dated folder inside out_dir. Returns its path, or None if there are none."""
+    there = [name for name in RUN_FILES if os.path.exists(os.path.join(out_dir, name))]
+    if not there:
+        return None
+    folder = dated = os.path.join(out_dir, time.strftime("%Y-%m-%d_%H-%M-%S"))
+    for k in range(2, 100):
+        if not os.path.exists(folder):
+            break
+        folder = f"{dated}_{k}"
+    os.makedirs(folder)
+    for name in there:
+        os.replace(os.path.join(out_dir, name), os.path.join(folder, name))
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------
+# what a resume needs
+
+
+def generator_states(device, batches):
+    """The states of all generators that a run draws from: the CPU's and the device's global ones, and `batches`."""
+    states = {"cpu": torch.get_rng_state(), "batches": batches.get_state()}
+    kind = torch.device(device).type
+    if kind != "cpu":
+        states[kind] = getattr(torch, kind).get_rng_state()
+    return states
+
+
+def restore_generators(states, device, batches):
+    """Sets the generators to what generator_states() returned, as far as this device has them."""
+    kind = torch.device(device).type
+    try:
+        torch.set_rng_state(states["cpu"])
+        if kind != "cpu" and kind in states:
+            getattr(torch, kind).set_rng_state(states[kind])
+        batches.set_state(states["batches"])
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise UserError(f"the checkpoint's random generators cannot be restored: {error}") from None
+
+
+def loss_is_finite(model, batch, autocast):
+    """Whether the loss of `batch` is a number. This pass compiles nothing and draws no random number."""
+    model.eval()
+    with torch.no_grad(), autocast:
+        loss = model(*batch)[1]
+    model.train()
+    return bool(torch.isfinite(loss))

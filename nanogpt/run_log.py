@@ -1,0 +1,183 @@
+"""What a run tells: its start-up line, progress, log.csv, TensorBoard, Weights & Biases, and its last lines."""
+
+import csv
+import os
+import re
+import time
+from datetime import timedelta
+
+import torch
+
+from nanogpt.checkpoint import has_run, newest
+from nanogpt.device import peak_memory
+from nanogpt.errors import UserError, relative_path, require
+
+# ----------------------------------------------------------------------------------------------
+# lines for the user
+
+
+def start_line(processes, device, dtype, compile, optimizer, sharding, peak, peak_source):
+    """The line that says what was picked."""
+    tflops = format(peak / 1e12, ".1f" if peak > 1e13 else ".4g")
+    several = processes.several
+    return (
+        f"{processes.world_size} x {device}, {torch.get_num_threads()} CPU threads each, {dtype}, compile {compile}, "
+        f"{optimizer}, {sharding if several else 'one process'}; peak {tflops} TFLOPS ({peak_source})"
+        f"{'; mfu is per device, tokens/s over all' if several else ''}"
+    )
+
+
+def stopped_line(out_dir, iter_num):
+    """The last line of a run that was asked to stop, with the command that resumes it."""
+    command = f"; type: python {relative_path('train.py')} --init_from=resume --out_dir={out_dir}" * has_run(out_dir)
+    return f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{command}"
+
+
+def finished_lines(out_dir, best_val_loss, best_iter, tokens_seen, seconds, device):
+    """The last lines of a run that has reached max_iters: what it came to, and what to type next."""
+    wall = timedelta(seconds=round(seconds))
+    return [
+        f"best val loss {best_val_loss:.4f} at iteration {best_iter}, {tokens_seen:,} tokens seen, {wall} in all, "
+        f"at most {peak_memory(device)}",
+        f"to see what it writes: python {relative_path('sample.py')} --out_dir={out_dir}",
+        f"to see the curves: python {relative_path('tools/plot.py')} {out_dir}",
+    ]
+
+
+class Progress:
+    """How far a run is. Evaluations and saves count, in the rate and in the estimate of the time left."""
+
+    def __init__(self, max_iters, tokens_per_iter):
+        self.iters, self.tokens_per_iter = max_iters + 1, tokens_per_iter
+        self.before, self.rate = None, None  # (iteration, time) of the last line; tokens a second since
+
+    def line(self, iter_num):
+        """A line such as `5% done, 14,213 tokens/s, 0:12:34 left`; the first of a process has no rate yet."""
+        now, text = time.time(), f"{iter_num / self.iters:.0%} done"
+        if self.before and iter_num > self.before[0]:
+            seconds = (now - self.before[1]) / (iter_num - self.before[0])  # an iteration
+            self.rate = self.tokens_per_iter / seconds
+            text += f", {self.rate:,.0f} tokens/s, {timedelta(seconds=round(seconds * (self.iters - iter_num)))} left"
+        self.before = iter_num, now
+        return text
+
+
+# ----------------------------------------------------------------------------------------------
+# log.csv, TensorBoard, Weights & Biases
+
+def check_loggers(tensorboard_log, wandb_log):
+    """UserError where a logger is asked for whose library is not installed, before anything is touched."""
+    if wandb_log:
+        require("--wandb_log=True", "wandb")
+    if tensorboard_log:
+        require("--tensorboard_log=True", "tensorboard")
+
+
+def read_log(path):
+    """The complete rows of a log.csv as dicts of texts; none where the file does not exist."""
+    rows, names = [], None
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as f:
+            for line in f:
+                cells = line.rstrip("\n").split(",")
+                names = names or cells
+                row = dict(zip(names, cells, strict=False))
+                numbered = re.fullmatch("[0-9]{1,18}", row.get("iter", "")) and row.get("kind") in ("train", "eval")
+                # a row that a full disk, a power cut or a write under way has cut short lacks its end
+                if numbered and len(cells) == len(names) and line.endswith("\n"):
+                    rows.append(row)
+    return rows
+
+
+class RunLog:
+    """What a run has printed, as a table: a row for each logged iteration and each evaluation.
+
+    Rows are appended to out_dir/log.csv, and sent to TensorBoard and Weights & Biases where these are asked for.
+    """
+
+    columns = ("iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen")
+    wandb_id = None
+
+    def __init__(self, out_dir, iter_num, evaluated):
+        """Continues the log before iteration `iter_num`, or after its evaluation where that is `evaluated`.
+
+        Rows beyond that are removed: a stopped run wrote them after its checkpoint, and they will come again."""
+        self.out_dir, self.iter_num, self.path = out_dir, iter_num, os.path.join(out_dir, "log.csv")
+        try:
+            before = iter_num, evaluated  # an iteration's evaluation comes before its training
+            rows = [row for row in read_log(self.path) if (int(row["iter"]), row["kind"] == "train") < before]
+            with open(self.path + ".tmp", "w", newline="", encoding="utf-8") as f:
+                writer = csv.DictWriter(f, self.columns, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(self.path + ".tmp", self.path)
+            self.file = open(self.path, "a", newline="", encoding="utf-8")
+        except OSError as error:
+            raise self._failure(error) from error
+        self.writer = csv.DictWriter(self.file, self.columns)
+        self.board = self.wandb = None
+        self.rows_here = [row for row in rows if int(row["iter"]) == iter_num]  # its evaluation, where that is done
+
+    def add_tensorboard(self):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.board = SummaryWriter(os.path.join(self.out_dir, "tensorboard"), purge_step=self.iter_num)
+        for row in self.rows_here:  # purge_step removes them too, and they will not come again
+            self._to_board(int(row["iter"]), row["kind"], {k: float(row[k]) for k in self.columns[2:] if row[k]})
+
+    def add_wandb(self, project, name, config, id):
+        """Starts the W&B run, or with the `id` of a saved one continues that."""
+        import wandb
+
+        try:
+            self.wandb = wandb.init(project=project, name=name, config=config, dir=self.out_dir, id=id, resume="allow")
+        except Exception as error:  # no login, no network, ...
+            raise UserError(
+                f"--wandb_log=True: wandb does not start ({' '.join(str(error).split())[:200]}): type wandb login, "
+                "or set WANDB_MODE=offline, or add --wandb_log=False"
+            ) from None
+        self.wandb.define_metric("*", step_metric="iter")  # a row that comes again replaces the one before
+        self.wandb_id = self.wandb.id
+
+    def write(self, **row):
+        """Appends a row; `iter`, `kind` and any other of the columns."""
+        try:
+            self.writer.writerow(row)
+            self.file.flush()
+        except OSError as error:
+            raise self._failure(error) from error
+        numbers = {name: value for name, value in row.items() if name not in ("iter", "kind") and value is not None}
+        if self.board:
+            self._to_board(row["iter"], row["kind"], numbers)
+        if self.wandb:
+            self.wandb.log({"iter": row["iter"], **{f"{row['kind']}/{k}": v for k, v in numbers.items()}})
+
+    def _to_board(self, iter_num, kind, numbers):
+        for name, value in numbers.items():
+            self.board.add_scalar(f"{kind}/{name}", value, iter_num)
+        self.board.flush()
+
+    def _failure(self, error):
+        return OSError(f"could not write {self.path}: {error.strerror}; the checkpoints there are intact")
+
+
+class NoLog:
+    """The log of a process that writes none: all but rank 0."""
+
+    wandb_id = None
+
+    def write(self, **row):
+        pass
+
+
+def open_log(folder, iter_num, evaluated, tensorboard_log, wandb):
+    """The log of the run in `folder` (a RunFolder), from iteration `iter_num` on; `wandb`: the arguments of add_wandb()
+    where it is asked for, else None."""
+    if not folder.writes:
+        return NoLog()
+    log = RunLog(folder.out_dir, iter_num, evaluated)
+    if tensorboard_log:
+        log.add_tensorboard()
+    if wandb:
+        log.add_wandb(**wandb)
+    return log

@@ -1,0 +1,37 @@
+"""Writes a trained model as a Hugging Face GPT-2 folder, which transformers and its kin load.
+
+    python tools/export.py --out_dir=out-shakespeare-char --to=hf-shakespeare-char
+
+The folder has config.json, generation_config.json, model.safetensors and the tokenizer. Needs: pip install safetensors
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+from configurator import configure
+from data.tokens import BPECodec, codec_of_run
+from model import GPT
+from nanogpt import checkpoint as ckpt
+from nanogpt import gpt2
+from nanogpt.errors import UserError, relative_path, require
+
+out_dir = "out"  # where train.py put its checkpoints
+to = ""  # the folder to write; it must not exist, or be empty
+
+configure(globals())
+require("tools/export.py", "safetensors")
+if not to:
+    raise UserError("give the folder to write: --to=DIR")
+if os.path.exists(to) and not (os.path.isdir(to) and not os.listdir(to)):
+    raise UserError(f"--to={to} is there already, and is not an empty folder: give another, or move it away")
+
+checkpoint, path, remarks = ckpt.load_model_file(out_dir)
+for remark in remarks:
+    print(remark)
+model = GPT.from_checkpoint(checkpoint, path)
+codec = codec_of_run(checkpoint, path, model.config.vocab_size)
+gpt2.write_folder(to, model, codec, eot=codec.eot if isinstance(codec, BPECodec) else None)
+print(f"wrote {to} from {path}")
+print(f"to sample from it: python {relative_path('sample.py')} --init_from={to}")
