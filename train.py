@@ -15,16 +15,16 @@ import numpy as np
 import torch
 
 from configurator import adopt, adopt_model_sizes, at_least, configure, one_of, setting_names
-from data.bins import check_bins, check_ids, check_size, open_bin
+from data.bins import check_bins, check_ids, find_bins, open_bin
 from data.tokens import find_meta
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
 from nanogpt.distributed import Processes, pick_backend, share_evenly
 from nanogpt.errors import ROOT
-from nanogpt.mfu import RunningMFU, find_peak_flops
-from nanogpt.optim import SkippedSteps, clip_gradients, restore_optimizer
-from nanogpt.run_folder import RunFolder, generator_states, loss_is_finite
+from nanogpt.mfu import RunningMFU
+from nanogpt.optim import NonFiniteGuard, clip_gradients, restore_optimizer
+from nanogpt.run_folder import RunFolder, generator_states
 
 # ---- settings: the defaults train a GPT-2 (124M) on OpenWebText ----------------------------------------------------
 
@@ -110,9 +110,7 @@ if remark:
     say(remark)
 processes.check_sharding(sharding, optimizer, dtype)
 data_dir = os.path.join(ROOT, "data", dataset)
-bins = {split: os.path.join(data_dir, f"{split}.bin") for split in ("train", "val")}
-for path in bins.values():  # before gigabytes of weights are fetched
-    check_size(path, block_size, dataset)
+bins = find_bins(data_dir, block_size, dataset)
 if folder.writes:
     run_log.check_loggers(tensorboard_log, wandb_log)
 torch.manual_seed(seed + rank)
@@ -184,9 +182,8 @@ optim = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), 
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
 if saved:
     restore_optimizer(optim, scaler, saved, folder.loaded_path)
-peak, peak_source = find_peak_flops(peak_flops, device, dtype) if rank == 0 else (1.0, "")
-processes.wait()  # rank 0 measures alone
-say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, peak, peak_source))
+running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
+say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a training step uses each weight once: keep no cast
 mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_params() * batch_size * block_size)
@@ -237,16 +234,12 @@ def save(name, point):
     """Writes the run as it stands at `point` to out_dir/name. Every process calls it.
 
     Weights whose gradients, val loss or next loss are not finite are not written: the older file stays."""
-    finite = val_is_finite and not skipped.weights_are_suspect(scaler)
-    if finite and not point["evaluated"]:  # an evaluation is a better proof than one batch
-        finite = loss_is_finite(model, point["batch"], autocast)
-    if not processes.all_agree(finite):
-        say(f"{name} is not written: the loss or its gradient is not finite")
-        return
+    if not processes.all_agree(guard.allows_save(model, point, autocast)):
+        return say(f"{name} is not written: the loss or its gradient is not finite")
     folder.save(
-        name, model, optim, point, scaler=scaler.state_dict(), iter_num=iter_num, best_val_loss=best_val_loss,
-        best_iter=best_iter, tokens_seen=tokens_seen, seconds=seconds_before + time.time() - began,
-        model_args=model.config.as_model_args(), config=config, meta=meta, data=fingerprints, wandb_id=log.wandb_id,
+        name, model, optim, scaler, point, iter_num=iter_num, best_val_loss=best_val_loss, best_iter=best_iter,
+        tokens_seen=tokens_seen, seconds=seconds_before + time.time() - began, config=config, meta=meta,
+        data=fingerprints, wandb_id=log.wandb_id,
         machine={"device_type": device_type, "dtype": dtype, "compile": compile},
     )  # fmt: skip
 
@@ -264,10 +257,9 @@ else:
 wandb = {"project": wandb_project, "name": wandb_run_name, "config": config, "id": saved.get("wandb_id")}
 log = run_log.open_log(folder, iter_num, evaluated, tensorboard_log, wandb if wandb_log else None)
 saved = None  # a checkpoint is as large as the model and its optimizer
-skipped = SkippedSteps(device, optimizer == "adamw" and sharding == "ddp", max_nonfinite)
-running_mfu = RunningMFU(model, peak, first_iter=iter_num)
+guard = NonFiniteGuard(device, optimizer == "adamw" and sharding == "ddp", scaler, max_nonfinite)
 progress = run_log.Progress(max_iters, tokens_per_iter)
-val_is_finite, saved_at, last_mark = True, iter_num, clock.mark()
+saved_at, last_mark = iter_num, clock.mark()
 
 if eval_only and (losses := estimate_loss()):
     say(f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}")
@@ -285,14 +277,13 @@ while iter_num <= max_iters and not eval_only:
             break
         say(f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}")
         point = resume_point(evaluated=True)
-        val_is_finite = math.isfinite(losses["val"])
-        better = losses["val"] < best_val_loss
+        finite, better = guard.check_evaluation(losses), losses["val"] < best_val_loss
         if better:
             best_val_loss, best_iter = losses["val"], iter_num
         progress_line = progress.line(iter_num)
         log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
                   tokens_per_s=progress.rate, tokens_seen=tokens_seen)  # fmt: skip
-        if (better or (always_save_checkpoint and val_is_finite)) and iter_num > 0:
+        if (better or (always_save_checkpoint and finite)) and iter_num > 0:
             say(f"saving checkpoint to {out_dir}")
             save("ckpt.pt", point)
             saved_at = iter_num
@@ -317,13 +308,13 @@ while iter_num <= max_iters and not eval_only:
     # clip, and step unless a gradient is not finite
     scaler.unscale_(optim)
     grad_norm = clip_gradients(model.parameters(), grad_clip)
-    skipped.step(optim, scaler, grad_norm)
+    guard.step(optim, grad_norm)
 
     # time, and log
     now = clock.mark()
     tokens_seen += tokens_per_iter
     logged = iter_num % log_interval == 0
-    skipped.report(iter_num, logged, say, out_dir)
+    guard.report(iter_num, logged, say, out_dir)
     if logged:
         dt, loss = clock.seconds(last_mark, now), loss.item() * micro_steps
         shown_mfu = running_mfu.update(iter_num, tokens_per_iter / world_size, dt)
@@ -342,6 +333,6 @@ if not eval_only:
         seconds = seconds_before + time.time() - began
         say(*run_log.finished_lines(out_dir, best_val_loss, best_iter, tokens_seen, seconds, device))
     else:
-        say(run_log.stopped_line(out_dir, iter_num))
+        say(*run_log.stopped_lines(out_dir, iter_num))
 model = eval_model = train_model = optim = None  # gloo aborts at exit where these outlive the process group
 processes.leave()

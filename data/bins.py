@@ -16,6 +16,14 @@ def open_bin(path):
     return np.memmap(path, dtype="<u2", mode="r")
 
 
+def find_bins(data_dir, block_size, dataset):
+    """{split: path} of the bins in `data_dir`; UserError by check_size()."""
+    bins = {split: os.path.join(data_dir, f"{split}.bin") for split in ("train", "val")}
+    for path in bins.values():
+        check_size(path, block_size, dataset)
+    return bins
+
+
 def check_size(path, block_size, dataset):
     """UserError where the size of `path` shows that it cannot be trained on: missing, cut or too short."""
     if not os.path.isfile(path):

@@ -107,10 +107,15 @@ def auto_peak_flops(device):
 
 
 class RunningMFU:
-    """The printed MFU: 0.9 * old + 0.1 * new over logged iterations, from the sixth iteration of the process on."""
+    """The printed MFU: 0.9 * old + 0.1 * new over logged iterations, from the sixth iteration of the process on.
 
-    def __init__(self, model, peak_flops, first_iter):
-        self.flops_per_token, self.peak_flops = model.flops_per_token(), peak_flops
+    Rank 0 finds the device's peak, while the other processes wait.
+    """
+
+    def __init__(self, model, peak_flops, device, dtype, processes, first_iter):
+        self.flops_per_token = model.flops_per_token()
+        self.peak, self.source = find_peak_flops(peak_flops, device, dtype) if processes.rank == 0 else (1.0, "")
+        processes.wait()
         self.from_iter = first_iter + 5  # earlier ones compile, allocate and warm up
         self.value = None
 
@@ -118,6 +123,6 @@ class RunningMFU:
         """Takes in a logged iteration of `tokens` on this device; returns what to print, such as "11.07%"."""
         if iter_num < self.from_iter:
             return "n/a"
-        mfu = self.flops_per_token * tokens / (seconds * self.peak_flops)
+        mfu = self.flops_per_token * tokens / (seconds * self.peak)
         self.value = mfu if self.value is None else 0.9 * self.value + 0.1 * mfu
         return f"{self.value * 100:.2f}%"

@@ -149,34 +149,32 @@ def clip_gradients(parameters, grad_clip):
     return full_state(grad_norm)
 
 
-class SkippedSteps:
-    """Skips the step of an iteration whose gradients are not finite, as after a loss that is not, and counts these.
+class NonFiniteGuard:
+    """Keeps what is not finite away from the weights, and such weights away from the disk.
 
-    Fused AdamW can skip a step on the device, without a host sync. Other optimizers must read the flag first.
-    float16's scaler skips steps by itself, now and then: that is how it finds its scale.
+    An iteration whose gradients are not finite, as after a loss that is not, takes no step. Fused AdamW can skip a step
+    on the device, without a host sync. Other optimizers must read the flag first. float16's scaler skips a step now and
+    then by itself: that is how it finds its scale.
     """
 
-    def __init__(self, device, fused_adamw, max_nonfinite):
-        self.skips_on_device, self.max_nonfinite = fused_adamw, max_nonfinite
+    def __init__(self, device, fused_adamw, scaler, max_nonfinite):
+        self.skips_on_device, self.scaler, self.max_nonfinite = fused_adamw, scaler, max_nonfinite
         self.reads_are_free = torch.device(device).type == "cpu"
-        self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
-        self.unreported = torch.zeros_like(self.in_a_row)
+        self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self.skipped_unreported = torch.zeros_like(self.skipped_in_a_row)
+        self.evaluation_is_finite = True
 
-    def step(self, optim, scaler, grad_norm):
-        """Steps `optim`, through the loss `scaler`, unless `grad_norm` is not finite. Then frees the gradients."""
+    def step(self, optim, grad_norm):
+        """Steps `optim`, through the loss scaler, unless `grad_norm` is not finite. Then frees the gradients."""
         nonfinite = ~torch.isfinite(grad_norm)
-        if self.skips_on_device and not scaler.is_enabled():
+        if self.skips_on_device and not self.scaler.is_enabled():
             optim.found_inf = nonfinite.float()
-        if self.skips_on_device or scaler.is_enabled() or not nonfinite:
-            scaler.step(optim)
-        scaler.update()
+        if self.skips_on_device or self.scaler.is_enabled() or not nonfinite:
+            self.scaler.step(optim)
+        self.scaler.update()
         optim.zero_grad(set_to_none=True)
-        self.in_a_row = (self.in_a_row + 1) * nonfinite
-        self.unreported += nonfinite
-
-    def weights_are_suspect(self, scaler):
-        """Whether the last step was skipped, and not just by float16's scaler, which skips one now and then."""
-        return bool(self.in_a_row) and not scaler.is_enabled()
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * nonfinite
+        self.skipped_unreported += nonfinite
 
     def report(self, iter_num, logged, say, out_dir):
         """Says how many steps were skipped since the last report. UserError after max_nonfinite of them in a row.
@@ -184,15 +182,35 @@ class SkippedSteps:
         On a GPU only where the iteration is `logged`: reading the count waits for the GPU."""
         if not (logged or self.reads_are_free):
             return
-        if count := int(self.unreported):
+        if count := int(self.skipped_unreported):
             say(f"iter {iter_num}: {count} steps skipped, their gradients were not finite")
-            self.unreported.zero_()
-        if int(self.in_a_row) >= self.max_nonfinite:
+            self.skipped_unreported.zero_()
+        if int(self.skipped_in_a_row) >= self.max_nonfinite:
             raise UserError(
-                f"iteration {iter_num}: the loss or its gradient was not finite {int(self.in_a_row)} times in a row; "
-                f"the last good checkpoint is {newest(out_dir)}; "
+                f"iteration {iter_num}: the loss or its gradient was not finite {int(self.skipped_in_a_row)} times in "
+                f"a row; the last good checkpoint is {newest(out_dir)}; "
                 "try a lower --learning_rate, --grad_clip=1.0, or --dtype=bfloat16 or float32"
             )
+
+    def check_evaluation(self, losses):
+        """Whether the losses of an evaluation, {split: loss}, are finite; remembered until the next."""
+        self.evaluation_is_finite = all(map(math.isfinite, losses.values()))
+        return self.evaluation_is_finite
+
+    def allows_save(self, model, point, autocast):
+        """Whether the last gradients, the last evaluation and the next loss are finite at a resume `point`.
+
+        The evaluation at this very point stands for the next loss. Else that is computed: eagerly, so that a save
+        compiles nothing, and without dropout, so that it draws nothing."""
+        if not self.evaluation_is_finite or (int(self.skipped_in_a_row) and not self.scaler.is_enabled()):
+            return False
+        if point["evaluated"]:
+            return True
+        model.eval()
+        with torch.no_grad(), autocast:
+            loss = model(*point["batch"])[1]
+        model.train()
+        return bool(torch.isfinite(loss))
 
 
 # ----------------------------------------------------------------------------------------------

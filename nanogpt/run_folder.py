@@ -98,13 +98,14 @@ class RunFolder:
         restore_generators(point["generators"], device, batches)
         return point
 
-    def save(self, name, model, optim, point, **facts):
-        """Writes out_dir/name: the state of model and optimizer, every process's resume `point`, and `facts`."""
+    def save(self, name, model, optim, scaler, point, **facts):
+        """Writes out_dir/name: model, optimizer and loss scaler, every process's resume `point`, and `facts`."""
         keep = self.processes.rank == 0
         points = self.processes.gather({**point, "batch": [tokens.cpu() for tokens in point["batch"]]})
         weights, moments = (full_state(part.state_dict(), keep) for part in (model, optim))
         if keep:
-            state = {"model": weights, "optimizer": moments, "points": points, "run_id": self.run_id}
+            state = {"model": weights, "model_args": model.config.as_model_args(), "optimizer": moments}
+            state |= {"scaler": scaler.state_dict(), "points": points, "run_id": self.run_id}
             checkpoint.save(state | facts, os.path.join(self.out_dir, name))
         self.processes.wait()
 
@@ -180,12 +181,3 @@ def restore_generators(states, device, batches):
         batches.set_state(states["batches"])
     except (RuntimeError, TypeError, KeyError) as error:
         raise UserError(f"the checkpoint's random generators cannot be restored: {error}") from None
-
-
-def loss_is_finite(model, batch, autocast):
-    """Whether the loss of `batch` is a number. This pass compiles nothing and draws no random number."""
-    model.eval()
-    with torch.no_grad(), autocast:
-        loss = model(*batch)[1]
-    model.train()
-    return bool(torch.isfinite(loss))

@@ -16,21 +16,21 @@ from nanogpt.errors import UserError, relative_path, require
 # lines for the user
 
 
-def start_line(processes, device, dtype, compile, optimizer, sharding, peak, peak_source):
-    """The line that says what was picked."""
-    tflops = format(peak / 1e12, ".1f" if peak > 1e13 else ".4g")
+def start_line(processes, device, dtype, compile, optimizer, sharding, mfu):
+    """The line that says what was picked; `mfu` is the run's RunningMFU, which knows the peak."""
+    tflops = format(mfu.peak / 1e12, ".1f" if mfu.peak > 1e13 else ".4g")
     several = processes.several
     return (
         f"{processes.world_size} x {device}, {torch.get_num_threads()} CPU threads each, {dtype}, compile {compile}, "
-        f"{optimizer}, {sharding if several else 'one process'}; peak {tflops} TFLOPS ({peak_source})"
+        f"{optimizer}, {sharding if several else 'one process'}; peak {tflops} TFLOPS ({mfu.source})"
         f"{'; mfu is per device, tokens/s over all' if several else ''}"
     )
 
 
-def stopped_line(out_dir, iter_num):
-    """The last line of a run that was asked to stop, with the command that resumes it."""
+def stopped_lines(out_dir, iter_num):
+    """The last lines of a run that was asked to stop, with the command that resumes it."""
     command = f"; type: python {relative_path('train.py')} --init_from=resume --out_dir={out_dir}" * has_run(out_dir)
-    return f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{command}"
+    return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{command}"]
 
 
 def finished_lines(out_dir, best_val_loss, best_iter, tokens_seen, seconds, device):
