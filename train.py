@@ -23,7 +23,7 @@ from nanogpt import run_log
 from nanogpt.distributed import Processes, pick_backend, share_evenly
 from nanogpt.errors import ROOT
 from nanogpt.mfu import RunningMFU
-from nanogpt.optim import NonFiniteGuard, clip_gradients, restore_optimizer
+from nanogpt.optim import NonFiniteGuard, clip_gradients, restore_optimizer, schedule_remark
 from nanogpt.run_folder import RunFolder, generator_states
 
 # ---- settings: the defaults train a GPT-2 (124M) on OpenWebText ----------------------------------------------------
@@ -105,9 +105,8 @@ at_least(0, globals(), "beta1 beta2 dropout", below=1)
 one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
 micro_steps = share_evenly(gradient_accumulation_steps, world_size)
 dtype = devices.pick_dtype(dtype, device)
-compile, remark = devices.pick_compile(compile, device)
-if remark:
-    say(remark)
+compile, compile_remark = devices.pick_compile(compile, device)
+say(compile_remark, devices.emulation_remark(dtype, device))
 processes.check_sharding(sharding, optimizer, dtype)
 data_dir = os.path.join(ROOT, "data", dataset)
 bins = find_bins(data_dir, block_size, dataset)
@@ -123,6 +122,7 @@ meta = find_meta(data_dir)
 if meta:
     say(f"found vocab_size = {meta['vocab_size']} (inside {os.path.join('data', dataset, 'meta.pkl')})")
 if saved:
+    remarks += folder.forget_other_data(saved, dataset, meta)
     say(f"Resuming training from {out_dir}", *remarks)
     model = GPT.from_checkpoint(saved, folder.loaded_path, dropout)
 elif init_from != "scratch":
@@ -154,10 +154,9 @@ seconds_before = saved.get("seconds", 0.0)
 # ---- data ----------------------------------------------------------------------------------------------------------
 
 vocab_size = model.config.vocab_size
-same_dataset = bool(saved) and dataset == saved["config"].get("dataset")
-fingerprints = check_bins(bins, block_size, vocab_size, dataset, expected=saved.get("data") if same_dataset else None)
+fingerprints = check_bins(bins, block_size, vocab_size, dataset, expected=saved.get("data"))
 if iter_num > max_iters and not eval_only:
-    say(f"the run has reached max_iters = {max_iters}: nothing is left to do (a larger --max_iters= goes on)")
+    say(f"the run has reached max_iters = {max_iters}: to train on, give a larger --max_iters= and --lr_decay_iters=")
     processes.leave()
     sys.exit(0)
 batches = torch.Generator()  # the batches' own: their order depends on the seed alone, not on dropout or device
@@ -184,6 +183,8 @@ if saved:
     restore_optimizer(optim, scaler, saved, folder.loaded_path)
 running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
+if not eval_only:
+    say(schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a training step uses each weight once: keep no cast
 mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_params() * batch_size * block_size)
@@ -250,7 +251,7 @@ clock, began = devices.Clock(device), time.time()
 processes.listen()  # from here on SIGTERM and SIGINT end the run between micro-steps
 point = folder.restore_point(saved, device, batches, seed + rank)
 evaluated = bool(point) and point["evaluated"]
-if point and same_dataset and point["batch"][0].shape == (batch_size, block_size):
+if point and point["batch"] and point["batch"][0].shape == (batch_size, block_size):
     x, y = (tokens.to(device) for tokens in point["batch"])
 else:
     x, y = get_batch("train")  # (B, T); each next batch is fetched while the device computes

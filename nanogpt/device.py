@@ -69,6 +69,19 @@ def pick_dtype(dtype, device):
     return "float32"
 
 
+def emulation_remark(dtype, device):
+    """A line where `device` only emulates `dtype`, else None."""
+    native = True
+    if device == "cpu" and dtype == "bfloat16":
+        native = fast_bfloat16() or not torch.cpu._is_avx2_supported()  # of other CPUs than x86 torch cannot tell
+    elif device == "cpu" and dtype == "float16":
+        found = torch.cpu.get_capabilities()
+        native = found.get("architecture") != "x86_64" or found.get("avx512_fp16") or found.get("amx_fp16")
+    elif device.startswith("cuda") and dtype == "bfloat16":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return None if native else f"this {device} only emulates {dtype}: --dtype=float32 is many times faster here"
+
+
 def autocast(device, dtype, cache=True):
     """The context that computes matrix products in `dtype`. With `cache` it keeps a cast weight until its end."""
     device_type = torch.device(device).type

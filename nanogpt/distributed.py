@@ -45,12 +45,24 @@ class Processes:
         for name in ("world_size", "local_world_size"):
             setattr(self, name, int(os.environ.get(name.upper(), 1)))
         self.hosts = self.exchange = None
-        self.stop_signal = 0
+        self.listens, self.exit_code, self.output_error = False, 0, None
 
     def say(self, *lines):
-        """Prints lines on rank 0 only, and at once, so that a log file shows where the run is."""
-        for line in lines if self.rank == 0 else ():
-            print(line, flush=True)
+        """Prints lines on rank 0 only, and at once, so that a log file shows where the run is; a None is left out.
+
+        Where nobody can read them any more, as when `| tee` has died or a disk is full, the run is asked to stop: it
+        saves its state first. Before listen() there is nothing to save: OSError.
+        """
+        try:
+            for line in lines if self.rank == 0 else ():
+                if line is not None:
+                    print(line, flush=True)
+        except OSError as error:
+            errors.drop_output()
+            self.output_error = f"standard output cannot be written any more ({error.strerror})"
+            if not self.listens:
+                raise OSError(self.output_error) from None
+            self.exit_code = self.exit_code or 1
 
     def own_device(self, device):
         """The device of this process: of several processes on CUDA each takes the one of its local rank."""
@@ -170,24 +182,29 @@ class Processes:
     # stopping and leaving
 
     def listen(self):
-        """Notes SIGTERM and SIGINT for asked_to_stop(). A second SIGINT stops this process at once."""
-        signal.signal(signal.SIGTERM, self._note)
-        signal.signal(signal.SIGINT, self._note)
+        """From here on SIGTERM, SIGINT and SIGHUP ask the run to stop. A second SIGINT ends this process at once.
+
+        A SIGHUP that nohup has switched off stays off."""
+        self.listens = True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+            signal.signal(signal.SIGHUP, self._note)
 
     def _note(self, number, frame):
-        if number == signal.SIGINT and self.stop_signal:
+        if number == signal.SIGINT and self.exit_code > 128:
             raise KeyboardInterrupt
-        self.stop_signal = number
+        self.exit_code = 128 + number  # as a shell has it
 
     def asked_to_stop(self):
-        """The signal on which to stop, or 0; among several processes the same on all of them at the same call.
+        """The exit code with which to stop, or 0; among several processes the same on all of them at the same call.
 
         Each call starts an exchange that the next one reads, so that no process waits for the network.
         """
         if not self.several:
-            return self.stop_signal
+            return self.exit_code
         agreed = self._exchanged()
-        flag = torch.tensor(self.stop_signal)
+        flag = torch.tensor(self.exit_code)
         self.exchange = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts, async_op=True)
         return agreed
 
@@ -200,15 +217,17 @@ class Processes:
         return flag.item()
 
     def leave(self):
-        """Disconnects from the other processes, and exits with the shell's code where a signal has asked for it.
+        """Disconnects from the other processes, and exits with a code that tells where the run was asked to stop.
 
         gloo aborts at exit where a DDP or FSDP model outlives the process group: drop every reference before."""
         if self.several:
             self._exchanged()
             gc.collect()
             dist.destroy_process_group()
-        if self.stop_signal:
-            sys.exit(128 + self.stop_signal)
+        if self.exit_code == 1:
+            raise OSError(f"{self.output_error}: the run has stopped, its state saved")
+        if self.exit_code:
+            sys.exit(self.exit_code)
 
 
 def full_state(state, keep=True):

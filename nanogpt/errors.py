@@ -2,7 +2,8 @@
 
 Importing this module sets the exception hook: a UserError prints `error: ...` and exits with code 2, a failure of the
 machine (disk full, out of memory, another process gone) prints the same and exits with code 1. Anything else is a bug
-and keeps its traceback.
+and keeps its traceback. A standard stream that is closed at the start is replaced by the null device, so that no file
+opened later takes its number.
 """
 
 import atexit
@@ -42,7 +43,7 @@ def require(what, *libraries):
 def machine_failure(error):
     """The one line for a failure of the machine, or None where the exception is a bug."""
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return "out of memory: try a smaller --batch_size or --block_size, or a smaller model"
     if isinstance(error, RuntimeError) and re.search("gloo|nccl|Connection (closed|reset)", str(error), re.I):
@@ -50,26 +51,52 @@ def machine_failure(error):
     return None
 
 
-def _drop_output():
+def drop_output():
+    """Sends everything printed from now on, and what is still buffered, to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(message):
+    """Prints `error: message` as one line on stderr, if anyone can still read that."""
+    try:
+        print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _open_closed_streams():
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None and name != "stdin":
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
 
 @atexit.register
 def _flush_output():
-    """Without this, Python's own last flush of stdout prints a complaint where the pipe is closed."""
+    """Flushes stdout. Python would do it after this, and print a complaint where nobody can read stdout any more."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _drop_output()
+        drop_output()
+    except OSError as error:  # a full disk: what was printed is lost, and the exit code has to say so
+        drop_output()
+        complain(f"standard output: {error.strerror}")
+        os._exit(1)
 
 
 def report(kind, error, trace):
     """sys.excepthook: prints one line for what is not a bug, and exits."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")
+    try:
+        sys.stdout.flush()
+    except OSError:
+        drop_output()
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
     if issubclass(kind, BrokenPipeError):  # `| head` has read enough: this is no error
-        _drop_output()
+        drop_output()
         sys.exit(0)
     message = str(error) if issubclass(kind, UserError) else machine_failure(error)
     if message is None:
@@ -81,9 +108,9 @@ def report(kind, error, trace):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(5)
         message = f"rank {rank}: {message}"
-    sys.stdout.flush()
-    print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+    complain(message)
     sys.exit(2 if issubclass(kind, UserError) else 1)
 
 
+_open_closed_streams()
 sys.excepthook = report

@@ -5,6 +5,7 @@ Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, as torch.op
 
 import inspect
 import math
+import os
 
 import torch
 
@@ -137,6 +138,27 @@ class MuonWithAdamW:
 
 
 # ----------------------------------------------------------------------------------------------
+# the learning rate
+
+
+def schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr):
+    """A line where the schedule ends before the run does, or the warm-up not before it; else None."""
+    if not decay_lr:
+        return None
+    if warmup_iters >= max_iters > 0:
+        return (
+            f"the warm-up of {warmup_iters} iterations does not end before max_iters = {max_iters}, so the learning "
+            f"rate never reaches {learning_rate}: give a smaller --warmup_iters= or a larger --max_iters="
+        )
+    if lr_decay_iters < max_iters:
+        return (
+            f"the learning rate is min_lr = {min_lr} from iteration {max(warmup_iters, lr_decay_iters)} on, to "
+            f"max_iters = {max_iters}: to decay until then give --lr_decay_iters={max_iters}"
+        )
+    return None
+
+
+# ----------------------------------------------------------------------------------------------
 # the step
 
 
@@ -223,6 +245,9 @@ def restore_optimizer(optimizer, scaler, saved, path):
     Learning rate, betas, weight decay and fused stay as the settings say. UserError where the state does not fit.
     """
     state = saved.get("optimizer")
+    if not state:
+        folder = os.path.dirname(path)
+        raise UserError(f"{path} has no optimizer state: start a new run from its weights by --init_from={folder}")
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     ours, theirs = ("muon" if muon else "adamw" for muon in (hasattr(optimizer, "parts"), "muon" in (state or {})))
     if ours != theirs:

@@ -70,6 +70,23 @@ class RunFolder:
             remarks.append(f"the run was on {kind}: dtype and compile are chosen anew for {device_type}")
         return saved, resumed, remarks
 
+    def forget_other_data(self, saved, dataset, meta):
+        """Removes from the checkpoint `saved` what belongs to another dataset than `dataset`; returns remarks.
+
+        `meta` is the dataset's find_meta(). Losses on two datasets do not compare, so the best val loss is forgotten.
+        """
+        remarks, before = [], saved["config"].get("dataset", dataset)
+        if before != dataset:
+            remarks.append(f"the best val loss so far was on {before}: it is forgotten, and that on {dataset} counts")
+            for name in ("best_val_loss", "best_iter", "data"):
+                saved.pop(name, None)
+            for point in saved.get("points", []):
+                point["batch"] = None
+        tokens_before, tokens = (found and found.get("stoi") for found in (saved.get("meta"), meta))
+        if "meta" in saved and tokens_before != tokens:
+            remarks.append(f"the ids of {dataset} stand for other tokens now: what the model knows of them is lost")
+        return remarks
+
     def open(self, resumed):
         """Locks out_dir for writing, and moves an earlier run's files aside unless this run has `resumed` from them."""
         if self.writes:
