@@ -35,10 +35,12 @@ def find(name_or_path):
 def _files(name_or_path):
     """Paths of config.json and model.safetensors: in that folder, in Hugging Face's cache, or fetched from the hub."""
     names = ("config.json", "model.safetensors")
+    if os.path.exists(os.path.join(name_or_path, names[0])):  # a folder, even one called gpt2
+        return [os.path.join(name_or_path, name) for name in names]
     if name_or_path not in NAMES:
         if not os.path.isdir(name_or_path):
             raise UserError(f"{name_or_path} is neither a folder nor one of {', '.join(NAMES)}")
-        return [os.path.join(name_or_path, name) for name in names]
+        raise UserError(f"there is neither a run (ckpt.pt) nor a GPT-2 (config.json) in {name_or_path}")
     require(f"--init_from={name_or_path}", "huggingface_hub", "safetensors")
     from huggingface_hub import hf_hub_download, logging, try_to_load_from_cache
 
