@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from nanogpt import gpt2, mfu, optim
 from nanogpt.cpu_kernels import Dropout, attention
-from nanogpt.cross_entropy import logits_and_loss
+from nanogpt.cross_entropy import logits_and_loss, product_dtype
 from nanogpt.errors import UserError
 
 
@@ -56,8 +56,9 @@ class GPTConfig:
 
 
 class CausalSelfAttention(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, layer):
         super().__init__()
+        self.layer = layer  # its number, from 0: where its keys and values are in a cache
         self.n_head = config.n_head
         self.dropout = config.dropout
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v of all heads
@@ -72,7 +73,7 @@ class CausalSelfAttention(nn.Module):
         if last_only:
             q = q[:, :, -1:]
         if cache is not None:
-            k, v = cache.append(self, k, v)  # (B, nh, tokens so far, hs)
+            k, v = cache.append(self.layer, k, v)  # (B, nh, tokens so far, hs)
         y = attention(q, k, v, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).flatten(2)  # (B, T, C), heads side by side
         return self.resid_dropout(self.c_proj(y))
@@ -91,10 +92,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, layer):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
@@ -116,21 +117,20 @@ class KVCache:
     On a CPU they are float32: for a single bfloat16 query, scaled_dot_product_attention takes nine times as long.
     """
 
-    def __init__(self, config, batch, device):
-        self.shape = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.device, self.length, self.kept = device, 0, {}
+    def __init__(self, config, batch, device, dtype):
+        self.length = 0  # tokens so far
+        size = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        dtype = torch.float32 if device.type == "cpu" else dtype
+        self.layers = [[torch.empty(size, dtype=dtype, device=device) for _ in "kv"] for _ in range(config.n_layer)]
 
     def append(self, layer, k, v):
-        """Adds k, v (B, nh, T, hs) of the next T tokens in `layer`; returns the keys and values to attend to."""
-        if layer not in self.kept:
-            dtype = torch.float32 if k.device.type == "cpu" else k.dtype
-            self.kept[layer] = [torch.empty(self.shape, dtype=dtype, device=self.device) for _ in (k, v)]
+        """Adds k, v (B, nh, T, hs) of the next T tokens in layer number `layer`; returns what to attend to."""
         stop = self.length + k.size(2)
-        for kept, new in zip(self.kept[layer], (k, v), strict=True):
+        for kept, new in zip(self.layers[layer], (k, v), strict=True):
             kept[:, :, self.length : stop] = new
         if k.size(2) > 1:  # a whole prompt attends to itself, in its own dtype
             return k, v
-        return [kept[:, :, :stop] for kept in self.kept[layer]]
+        return [kept[:, :, :stop] for kept in self.layers[layer]]
 
 
 class GPT(nn.Module):
@@ -148,7 +148,7 @@ class GPT(nn.Module):
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.block_size, config.n_embd),
                 "drop": Dropout(config.dropout),
-                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
                 "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
             }
         )
@@ -164,11 +164,12 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight"):  # the residual stream sums 2 * n_layer of these: keep its variance
                 nn.init.normal_(parameter, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
 
-    def forward(self, idx, targets=None, cache=None):
+    def forward(self, idx, targets=None, cache=None, loss_only=False):
         """(logits, loss) for token ids `idx` (B, T), T <= block_size.
 
         With `targets` (B, T): logits (B, T, V) and the mean cross-entropy in nats; positions whose target is -1 do not
-        count. In training with a large vocabulary the logits are None: they are never all in memory.
+        count. With `loss_only`, and in training with a large vocabulary, the logits are None. A large vocabulary's are
+        then never all in memory.
         Without: logits (B, 1, V) of the last position only, and None for the loss. With a `cache` (KVCache), `idx`
         continues the cached tokens: many tokens into an empty cache, or one.
         """
@@ -190,7 +191,8 @@ class GPT(nn.Module):
             cache.length = stop
         if targets is None:
             return self.lm_head(x), None
-        return logits_and_loss(x, self.lm_head, targets, keep_logits=not self.training)
+        logits, loss = logits_and_loss(x, self.lm_head, targets, keep_logits=not (loss_only or self.training))
+        return None if loss_only else logits, loss
 
     @classmethod
     def from_pretrained(cls, name_or_path, override_args=None):
@@ -205,7 +207,9 @@ class GPT(nn.Module):
     def from_checkpoint(cls, checkpoint, path, dropout=0.0):
         """The GPT in `checkpoint`, a dict read from `path`; UserError where its weights do not fit its model_args."""
         try:
-            config, weights = GPTConfig(**{**checkpoint["model_args"], "dropout": dropout}), checkpoint["model"]
+            config = GPTConfig(**{**checkpoint["model_args"], "dropout": dropout})
+            masks = (".attn.bias", ".attn.masked_bias")  # causal masks, which nanoGPT saves under torch 1
+            weights = {name: tensor for name, tensor in checkpoint["model"].items() if not name.endswith(masks)}
             sizes = {"wte": (config.vocab_size, config.n_embd), "wpe": (config.block_size, config.n_embd)}
             for name, size in sizes.items():  # before a model of that size is made
                 if weights[f"transformer.{name}.weight"].shape != size:
@@ -269,10 +273,12 @@ class GPT(nn.Module):
         times faster, with a little less context.
         """
         size = self.config.block_size
-        cache, pending = KVCache(self.config, len(idx), idx.device), idx[:, -size:]
+        dtype = product_dtype(self.transformer.wte.weight)
+        one_layout = {"memory_format": torch.contiguous_format}  # torch.compile would compile a slice's strides again
+        cache, pending = KVCache(self.config, len(idx), idx.device, dtype), idx[:, -size:].clone(**one_layout)
         for _ in range(max_new_tokens):
             if cache.length + pending.size(1) > size:
-                cache.length, pending = 0, idx[:, -max(1, size - window_step + 1) :]
+                cache.length, pending = 0, idx[:, -max(1, size - window_step + 1) :].clone(**one_layout)
             full = pending.size(1) == size  # a cache of a full window has no room for another token: fill none
             logits = self(pending, cache=None if full else cache)[0][:, -1].float()  # (B, V)
             if full:

@@ -85,7 +85,7 @@ given = configure(globals())
 processes = Processes()
 rank, world_size, say = processes.rank, processes.world_size, processes.say
 device = processes.own_device(devices.pick_device(device))
-backend = pick_backend(backend, device)
+backend = pick_backend(backend, device, world_size)
 device_type = devices.set_up(device, processes.local_world_size)
 if init_from not in ("resume", "auto"):  # those may bring another number of micro-batches
     share_evenly(gradient_accumulation_steps, world_size)
@@ -219,7 +219,7 @@ def estimate_loss():
             for row in losses:
                 if processes.asked_to_stop():
                     return None
-                row[rank] = eval_model(*get_batch(split))[1]
+                row[rank] = eval_model(*get_batch(split), loss_only=True)[1]
         processes.add_up(losses)
         mean[split] = losses.flatten()[:eval_iters].mean().item()
     model.train()

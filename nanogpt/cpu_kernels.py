@@ -56,7 +56,8 @@ def attention(q, k, v, dropout_p=0.0):
     if q.size(2) == 1:
         with torch.autocast(q.device.type, enabled=False):  # a CPU's cache is float32, whatever q is
             return F.scaled_dot_product_attention(q.to(k.dtype), k, v, dropout_p=dropout_p)
-    if q.device.type == "cpu" and (dropout_p > 0 or q.dtype != torch.float32):
+    samples_compiled = torch.compiler.is_compiling() and not torch.is_grad_enabled()  # CPUAttention: a graph for each T
+    if q.device.type == "cpu" and (dropout_p > 0 or q.dtype != torch.float32) and not samples_compiled:
         return CPUAttention.apply(*(t.flatten(0, 1) for t in (q, k, v)), dropout_p).view_as(q)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
 
@@ -88,8 +89,7 @@ class CPUAttention(torch.autograd.Function):
             if p > 0:
                 saved.append(keep_mask(att, p))
                 att = att * saved[-1]
-            y_chunk = y[:, start:stop]
-            torch.baddbmm(y_chunk, att, v[:, :stop], beta=0, alpha=keep_scale(p), out=y_chunk)
+            y[:, start:stop].baddbmm_(att, v[:, :stop], beta=0, alpha=keep_scale(p))
         ctx.save_for_backward(q, k, v, *saved)
         return y
 
@@ -106,10 +106,18 @@ class CPUAttention(torch.autograd.Function):
             datt = torch.bmm(dy, v[:, :stop].mT)
             if ctx.p > 0:
                 datt.mul_(keep)
-            datt = torch._softmax_backward_data(datt, att, -1, att.dtype)
-            torch.baddbmm(dq[:, start:stop], datt, k[:, :stop], beta=0, alpha=scale, out=dq[:, start:stop])
+            datt = softmax_backward(datt, att)
+            dq[:, start:stop].baddbmm_(datt, k[:, :stop], beta=0, alpha=scale)
             dk[:, :stop].baddbmm_(datt.mT, q[:, start:stop], alpha=scale)
         return dq, dk, dv, None
+
+
+def softmax_backward(grad, output):
+    """The gradient before a softmax over the last dimension, of whose `output` the gradient is `grad`."""
+    if hasattr(torch, "_softmax_backward_data"):  # private, and one pass over both
+        return torch._softmax_backward_data(grad, output, -1, output.dtype)
+    grad, weights = grad.float(), output.float()
+    return (weights * (grad - (weights * grad).sum(-1, keepdim=True))).to(output.dtype)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -132,7 +140,11 @@ class PackedLinear(nn.Module):
 
 
 def pack_linear_layers(model):
-    """Replaces every nn.Linear in `model`, for good: it can then sample, but neither train nor be saved."""
+    """Replaces every nn.Linear in `model`, for good: it can then sample, but neither train nor be saved.
+
+    A torch without oneDNN's operators, which are private, leaves `model` as it is."""
+    if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
+        return
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):

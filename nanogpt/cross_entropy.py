@@ -1,7 +1,7 @@
 """The loss of the head's logits; for a large vocabulary in chunks, so that the logits are never all in memory.
 
-Logits (B T, V) and their gradient are most of a GPT-2's memory. In training, at most LOSS_ROWS rows of them exist at
-once, and what is kept for the backward pass has the sizes of x and of the head's weight.
+Logits (B T, V) and their gradient are most of a GPT-2's memory. Where nobody reads the logits, at most LOSS_ROWS rows
+of them exist at once. What training keeps for the backward pass has the sizes of x and of the head's weight.
 """
 
 import torch
@@ -17,17 +17,31 @@ def logits_and_loss(x, lm_head, targets, keep_logits):
 
     Without `keep_logits` a large vocabulary's logits are computed in chunks, and not returned.
     """
-    if not keep_logits and lm_head.out_features >= LARGE_VOCABULARY:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return None, ChunkedCrossEntropy.apply(x.flatten(0, 1), lm_head.weight, targets.flatten(), dtype)
-    logits = lm_head(x)
-    rows, targets = logits.flatten(0, 1), targets.flatten()
-    if logits.size(-1) < LARGE_VOCABULARY:
-        return logits, F.cross_entropy(rows.float(), targets, ignore_index=-1)
-    chunks = zip(rows.split(softmax_rows(x)), targets.split(softmax_rows(x)), strict=True)
-    total = sum(F.cross_entropy(row.float(), t, ignore_index=-1, reduction="sum") for row, t in chunks)
+    rows, targets = x.flatten(0, 1), targets.flatten()
+    if lm_head.out_features < LARGE_VOCABULARY:
+        logits = lm_head(x)
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=-1)
+    if keep_logits:
+        logits = lm_head(x)
+        total = summed_loss(logits.flatten(0, 1), targets)
+    elif torch.is_grad_enabled():
+        return None, ChunkedCrossEntropy.apply(rows, lm_head.weight, targets, product_dtype(x))
+    else:
+        logits, chunks = None, zip(rows.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
+        total = sum(summed_loss(lm_head(chunk), target) for chunk, target in chunks)
     return logits, total / (targets != -1).sum()
+
+
+def summed_loss(logits, targets):
+    """The sum of the cross-entropies of logits (N, V) for targets (N,); only a few rows are float32 at once."""
+    chunks = zip(logits.split(softmax_rows(logits)), targets.split(softmax_rows(logits)), strict=True)
+    return sum(F.cross_entropy(rows.float(), target, ignore_index=-1, reduction="sum") for rows, target in chunks)
+
+
+def product_dtype(x):
+    """The dtype in which a matrix product of x is computed: autocast's where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def softmax_rows(x):

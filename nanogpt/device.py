@@ -52,7 +52,8 @@ def set_up(device, local_world_size=1):
 
 def fast_bfloat16():
     """Whether this CPU multiplies bfloat16 faster than float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    checks = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("avx512_bf16", "amx_tile"))
+    return any(check() for check in checks if check)  # private: a torch without them computes in float32
 
 
 def pick_dtype(dtype, device):
@@ -146,7 +147,8 @@ def usable_cores(quota="/sys/fs/cgroup/cpu.max"):
         allowed = min(allowed, max(1, math.ceil(share / period)))
     except (OSError, ValueError, ZeroDivisionError):
         pass
-    return min(allowed, torch.cpu.get_capabilities().get("num_physical_cores") or allowed)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not count the cores
+    return min(allowed, capabilities.get("num_physical_cores") or allowed)
 
 
 def keep_freed_memory():
@@ -174,7 +176,8 @@ class Clock:
     """Marks in the time of `device`, and the seconds between two of them.
 
     CUDA and MPS compute later what they are given now. There a mark is an event in their queue: an iteration is
-    charged its own work only, and nothing waits until seconds() reads two marks.
+    charged its own work only, and nothing waits until seconds() reads two marks. A mark may be `end` once: on MPS,
+    elapsed_time() waits for a signal of `end` that comes once. After a synchronize(), which takes it, it waits forever.
     """
 
     def __init__(self, device):
@@ -190,7 +193,8 @@ class Clock:
     def seconds(self, start, end):
         if self.device_type == "cpu":
             return end - start
-        end.synchronize()
+        if self.device_type == "cuda":
+            end.synchronize()
         return start.elapsed_time(end) / 1000
 
 

@@ -14,12 +14,21 @@ from nanogpt import errors
 from nanogpt.errors import UserError
 
 
-def pick_backend(backend, device):
-    """The library for collectives: 'auto' is nccl on CUDA, else gloo."""
-    if backend == "auto":
-        return "nccl" if device.startswith("cuda") else "gloo"
-    if backend not in ("nccl", "gloo", "mpi"):
+def pick_backend(backend, device, world_size=1):
+    """The library for collectives: 'auto' is nccl on CUDA where torch has it, else gloo.
+
+    A single process needs none, so there a backend that does not work here is not an error.
+    """
+    if backend not in ("auto", "nccl", "gloo", "mpi"):
         raise UserError(f"--backend={backend}: takes auto, nccl, gloo or mpi")
+    usable = {
+        "nccl": device.startswith("cuda") and dist.is_available() and dist.is_nccl_available(),
+        "mpi": dist.is_available() and dist.is_mpi_available(),
+    }
+    if backend == "auto":
+        return "nccl" if usable["nccl"] else "gloo"
+    if world_size == 1 and not usable.get(backend, True):
+        return "gloo"
     if backend == "nccl" and not device.startswith("cuda"):
         raise UserError(f"--backend=nccl works on CUDA devices only, and this run is on {device}: use --backend=gloo")
     return backend

@@ -18,6 +18,13 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project: config/ and data/ are in it
 
+# torch's errors about several processes have no class of their own everywhere: known by their words
+COLLECTIVES = r"gloo|nccl|\bmpi\b|connection (closed|reset)"
+PEER_IS_GONE = (
+    r"connection (was )?(closed|reset|refused|aborted)|remote ?(process|error)|timed? ?out|broken pipe"
+    r"|unreachable|no route to host|failed to connect|connectFullMesh|pair closure"
+)
+
 
 class UserError(ValueError):
     """Something the user can correct. The message is the one line they see."""
@@ -46,8 +53,14 @@ def machine_failure(error):
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return "out of memory: try a smaller --batch_size or --block_size, or a smaller model"
-    if isinstance(error, RuntimeError) and re.search("gloo|nccl|Connection (closed|reset)", str(error), re.I):
-        return f"another process is gone or cannot be reached: {str(error).splitlines()[0]}"
+    distributed = getattr(torch.distributed, "DistError", ())  # not in a torch that was built without it
+    named = isinstance(error, RuntimeError) and re.search(COLLECTIVES, str(error), re.I)
+    if named or isinstance(error, distributed):
+        cause, _, more = str(error).partition("\n")
+        if last := re.search(r"Last error:\s*(.+)", more):  # NCCL's own word for what went wrong
+            cause += f"; Last error: {last[1]}"
+        gone = re.search(PEER_IS_GONE, str(error), re.I)
+        return f"another process is gone or cannot be reached: {cause}" if gone else cause
     return None
 
 

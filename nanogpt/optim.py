@@ -65,12 +65,18 @@ def split_qkv(p):
     return p.chunk(3) if len(p) == 3 * p.size(1) else (p,)
 
 
-class Muon(WithoutDynamo, torch.optim.Muon):
+class Muon(WithoutDynamo, torch.optim.Optimizer):
     """torch.optim.Muon over the matrices of split_qkv(): the same numbers, with matrices of one shape in one batch.
 
     One by one, a small model's matrices keep no device busy: a batch is up to three times as fast. A CPU that is slow
-    at bfloat16 computes in float32.
+    at bfloat16 computes in float32. The settings of a group are those of torch.optim.Muon, which older versions of
+    torch lack.
     """
+
+    def __init__(self, parameters, lr, weight_decay, momentum, adjust_lr_fn):
+        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "adjust_lr_fn": adjust_lr_fn}
+        settings |= {"nesterov": True, "ns_coefficients": (3.4445, -4.775, 2.0315), "eps": 1e-7, "ns_steps": 5}
+        super().__init__(parameters, settings)
 
     @torch.no_grad()
     def step(self):
@@ -230,7 +236,7 @@ class NonFiniteGuard:
             return True
         model.eval()
         with torch.no_grad(), autocast:
-            loss = model(*point["batch"])[1]
+            loss = model(*point["batch"], loss_only=True)[1]
         model.train()
         return bool(torch.isfinite(loss))
 
@@ -270,7 +276,7 @@ def reshard(optimizer, state):
     do not fit otherwise.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    names = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else {"step", "exp_avg", "exp_avg_sq"}
+    names = {"momentum_buffer"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
     result = {}
     for i, values in state["state"].items():
         p, result[i] = parameters[i], {}

@@ -464,12 +464,13 @@ def test_compile_pays_on_cuda_and_needs_its_compiler(monkeypatch, tmp_path):
             pick_compile(wrong, "cpu")
 
 
-def test_the_backend_is_nccl_on_cuda_else_gloo():
+def test_the_backend_is_nccl_on_cuda_else_gloo(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     assert pick_backend("auto", "cuda:3") == "nccl" and pick_backend("auto", "cpu") == "gloo"
     assert pick_backend("gloo", "cuda") == "gloo"
     for wrong, device in (("nccl", "cpu"), ("tcp", "cpu"), (True, "cpu")):
         with pytest.raises(UserError, match=f"--backend={wrong}"):
-            pick_backend(wrong, device)
+            pick_backend(wrong, device, world_size=2)
 
 
 @pytest.mark.parametrize("omp, processes, cores, threads", [

@@ -125,7 +125,7 @@ def test_the_slurm_script_starts_a_run_whose_settings_fit(project):
 @pytest.mark.slow
 def test_every_command_works_in_turn(tmp_path):
     project = copy_project(tmp_path / "copy")
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
         shutil.copy(ROOT / name, project)
     shutil.copytree(ROOT / "tests", project / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     # what the commands would fetch, or what is the user's: a text, and tokens for the largest dataset
