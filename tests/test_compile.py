@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-import model as model_module
 from model import GPT, GPTConfig
+from nanogpt import cross_entropy
 
 
 def iteration(model, compiled, x, y):
@@ -48,8 +48,8 @@ def test_compiled_losses_are_the_eager_ones():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_loss_in_chunks_and_its_gradients_are_the_eager_ones(monkeypatch, dtype):
     """Traced, and differentiated by the compiler, as a GPT-2 is on a GPU; what the kernels are does not matter here."""
-    monkeypatch.setattr(model_module, "LOSS_ROWS", 24)  # of 64: the last chunk is a smaller one
-    monkeypatch.setattr(model_module, "CPU_SOFTMAX_ROWS", 24)
+    monkeypatch.setattr(cross_entropy, "LOSS_ROWS", 24)  # of 64: the last chunk is a smaller one
+    monkeypatch.setattr(cross_entropy, "CPU_SOFTMAX_ROWS", 24)
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = GPT(GPTConfig(16, 9000, 2, 2, 32, 0.0, False)).train()
