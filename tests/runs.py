@@ -30,6 +30,18 @@ def assert_near(printed, expected):
         assert [float(a) for a in ours[2:]] == pytest.approx(theirs[2:], abs=1e-4), (ours, theirs)
 
 
+def places(losses):
+    """What was printed, and at which iterations, without the figures."""
+    return [line[:2] for line in losses]
+
+
+def assert_close(printed, expected):
+    """Within 1e-4 of figures that are printed to four digits themselves, or computed another way."""
+    assert places(printed) == places(expected)
+    for line, numbers in zip(printed, expected, strict=True):
+        assert [float(x) for x in line[2:]] == pytest.approx(numbers[2:], abs=1.01e-4), (line, numbers)
+
+
 def val_losses(result):
     return [float(line[3]) for line in result.losses if line[0] == "step"]
 

@@ -1,7 +1,12 @@
 """torch.compile: no graph is added after the first evaluation, and the numbers stay the same."""
 
+import re
+import signal
+
 import pytest
 import torch
+from conftest import SMALL
+from runs import assert_close
 from torch._dynamo.testing import CompileCounter
 
 from model import GPT, GPTConfig
@@ -43,6 +48,27 @@ def test_compiled_losses_are_the_eager_ones():
     x, y = torch.randint(50, (2, 4, 16))
     eager = iteration(model, model, x, y)
     assert iteration(model, torch.compile(model), x, y) == pytest.approx(eager, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_losses_with_recompute_are_the_eager_ones_without(train, tmp_path):
+    settings = SMALL | dict(n_layer=2, max_iters=8)
+    eager = train(settings, out_dir=tmp_path / "eager").losses
+    result = train(settings, compile=True, recompute=True, out_dir=tmp_path / "compiled")
+    assert ", compile True, " in result.stdout
+    assert_close(result.losses, [(*line[:2], *map(float, line[2:])) for line in eager])
+
+
+def test_a_save_compiles_nothing(train, tmp_path):
+    """A resumed run that is stopped before its first evaluation has no graph for one, and the save needs the loss."""
+    train(SMALL, out_dir=tmp_path, max_iters=9)
+    # it has its next batch; iteration 10 draws two more, and the third is drawn between iteration 11's micro-steps
+    env = dict(SIGNAL=int(signal.SIGTERM), BATCH=3)
+    more = dict(init_from="resume", eval_interval=10**6, compile=True)
+    result = train(SMALL, expect=143, out_dir=tmp_path, program="count_graphs.py", env=env, **more)
+    [(before, after)] = re.findall(r"^graphs: (\d+) when asked to stop, (\d+) at the end$", result.stdout, re.M)
+    assert int(before) == int(after) > 0
+    assert torch.load(tmp_path / "last.pt")["iter_num"] == 11
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

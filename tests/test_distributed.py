@@ -18,7 +18,9 @@ import pytest
 import reference
 import torch
 from conftest import SYNTHETIC, TINY, error_line, flags, parse
+from conftest import rows as log_rows
 from reference import F
+from runs import assert_close, load, places
 
 from nanogpt.distributed import pick_backend
 from nanogpt.errors import UserError
@@ -135,10 +137,6 @@ def rows(out_dir):
         return [({"eval": "step", "train": "iter"}[row["kind"]], int(row["iter"])) for row in csv.DictReader(f)]
 
 
-def places(losses):
-    return [line[:2] for line in losses]
-
-
 def joined(*parts):
     """The losses of a run in parts, of which one may repeat the end of the one before: those must agree."""
     found = {}
@@ -146,10 +144,6 @@ def joined(*parts):
         for line in losses:
             assert found.setdefault(line[:2], line) == line
     return sorted(found.values(), key=lambda line: (line[1], line[0] == "iter"))
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -235,12 +229,6 @@ class OneProcess:
         return found
 
 
-def assert_close(printed, expected):
-    assert places(printed) == places(expected)
-    for line, numbers in zip(printed, expected, strict=True):
-        assert [float(x) for x in line[2:]] == pytest.approx(numbers[2:], abs=1.01e-4), (line, numbers)
-
-
 def test_two_processes_print_the_losses_of_one_that_sees_both_their_batches(whole):
     """A step's losses are the mean over the batches of all ranks, an iteration's is rank 0's."""
     results = whole("ddp")[1]
@@ -269,6 +257,16 @@ def test_four_processes_under_torchrun_print_the_losses_of_one_that_sees_all_the
     assert result.returncode == 0, result
     assert "4 x cpu, 1 CPU threads each" in result.stdout and "tokens per iteration will be: 1,024" in result.stdout
     assert_close(result.losses, OneProcess(settings, 4).losses())
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_recompute_changes_no_loss_and_no_gradient_norm_on_two_processes(run_ranks, tmp_path, sharding):
+    settings = TINY | dict(n_layer=2, dropout=0.2, gradient_accumulation_steps=4, sharding=sharding)
+    plain, recomputed = (
+        run_ranks(2, *flags(settings, recompute=r, out_dir=tmp_path / str(r))).losses for r in (False, True)
+    )
+    assert plain == recomputed and len(plain) == 9 + 3
+    assert log_rows(tmp_path / "False") == log_rows(tmp_path / "True")
 
 
 @pytest.mark.slow

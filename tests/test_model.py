@@ -3,6 +3,7 @@
 import collections
 import json
 import math
+import re
 
 import pytest
 import reference
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import GPT, MLP, GPTConfig, sample_token
+from nanogpt import mfu
+from nanogpt.device import pick_dtype
 from nanogpt.errors import UserError
 FIGURES = json.loads((GOLDEN / "model.json").read_text())
 
@@ -80,6 +83,43 @@ def test_the_plain_reimplementation_that_other_tests_compare_with_is_nanogpts_to
 def test_the_golden_figures_are_those_that_the_project_was_given(shared):
     for path in (shared / "golden").iterdir():
         assert (GOLDEN / path.name).read_bytes() == path.read_bytes()
+
+
+# ----------------------------------------------------------------------------------------------
+# nanoGPT's public names, called as its scripts call them
+
+
+def test_nanogpts_public_names_work(tmp_path):
+    model = GPT(GPTConfig(block_size=12, vocab_size=23, n_layer=2, n_head=2, n_embd=16, dropout=0.0, bias=True))
+    x = torch.zeros((1, 1), dtype=torch.int64)
+    assert model.generate(x, 3, temperature=0.8, top_k=5).shape == (1, 4)
+    model.crop_block_size(6)
+    assert model.config.block_size == 6
+    settings = dict(weight_decay=0.1, learning_rate=1e-3, betas=(0.9, 0.95), device_type="cpu")
+    assert isinstance(model.configure_optimizers(**settings), torch.optim.AdamW)
+    assert model.get_num_params() == model.get_num_params(non_embedding=False) - 6 * 16
+    hugging_face(model).save_pretrained(tmp_path)
+    again = GPT.from_pretrained(str(tmp_path), override_args=dict(dropout=0.1))
+    assert again.config.dropout == 0.1 and all(torch.equal(w, again.state_dict()[n]) for n, w in model.state_dict().items())
+    assert GPT.from_pretrained(str(tmp_path)).config.dropout == 0.0
+
+
+def test_without_a_peak_mfu_is_against_the_devices_at_its_auto_dtype_found_once(monkeypatch):
+    measured = []
+    monkeypatch.setattr(mfu, "measure_peak", lambda *what: measured.append(what) or 2e9)
+    mfu.auto_peak_flops.cache_clear()
+    try:
+        model = small()
+        assert model.estimate_mfu(3, 0.5) == model.flops_per_token() * 12 * 3 / (0.5 * mfu.auto_peak_flops("cpu"))
+        assert model.estimate_mfu(3, 0.5) == model.estimate_mfu(3, 0.5, 2e9)
+        assert measured == [("cpu", pick_dtype("auto", "cpu"))]
+    finally:
+        mfu.auto_peak_flops.cache_clear()
+
+
+def test_nanogpts_bench_runs(run, project):
+    result = run("tests/programs/nanogpt_bench.py", cwd=project)
+    assert re.fullmatch(r"time per iteration: \d+\.\d{4}ms, MFU: \d+\.\d\d%", result.lines[-1]) and len(result.lines) == 4
 
 
 # ----------------------------------------------------------------------------------------------

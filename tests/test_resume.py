@@ -8,11 +8,12 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import LONGER, SMALL, SYNTHETIC, TINY, error_line, flags, tree, write_synthetic
+from conftest import LONGER, SMALL, SYNTHETIC, TESTS, TINY, error_line, flags, parse, tree, write_synthetic
 from reference import losses_of_a_run
-from runs import DEFAULTS, TOKENS, as_nanogpt_saves, assert_near, assert_same_losses, content, load
+from runs import DEFAULTS, TOKENS, as_nanogpt_saves, assert_close, assert_near, assert_same_losses, content, load
 
 from nanogpt import checkpoint as ckpt
+from nanogpt.run_log import read_log
 
 
 # ----------------------------------------------------------------------------------------------
@@ -267,3 +268,36 @@ def test_prefixes_of_wrapped_modules_are_taken_off(run, synthetic_run, tmp_path,
     torch.save(saved, tmp_path / "ckpt.pt")
     result = run("train.py", *flags(out_dir=tmp_path, init_from="resume", device="cpu", max_iters=150))
     assert_same_losses(result.losses, synthetic_run[1].losses[-1:])  # its step 150 had been printed already
+
+
+# ----------------------------------------------------------------------------------------------
+# checkpoints and logs that older versions have written
+
+OLD = TESTS / "old_layout"  # of the version in which train.py had all of nanogpt/ beside it; 10 iterations, with dropout
+
+
+@pytest.mark.parametrize("name, first", [("last.pt", ("step", 10)), ("ckpt.pt", ("iter", 5))])
+def test_a_run_of_the_old_layout_resumes_with_the_losses_that_the_old_code_printed(run, tmp_path, name, first):
+    """resumed.txt has what the old code printed when it resumed last.pt, and iterations 5 to 9 stand in its log."""
+    for file in (name, "log.csv"):
+        shutil.copy(OLD / file, tmp_path)
+    result = run("train.py", *flags(out_dir=tmp_path, init_from="resume", device="cpu", max_iters=20))
+    assert f"Resuming training from {tmp_path}" in result.lines and result.losses[0][:2] == first
+    logged = [row for row in read_log(OLD / "log.csv") if row["kind"] == "train" and int(row["iter"]) >= 5]
+    old = [("iter", int(row["iter"]), row["train_loss"]) for row in logged] * (name == "ckpt.pt")
+    old += parse((OLD / "resumed.txt").read_text())
+    assert_close(result.losses, [(*line[:2], *map(float, line[2:])) for line in old])
+    before, after = read_log(OLD / "log.csv"), read_log(tmp_path / "log.csv")
+    kept = len(before) - len(logged) * (name == "ckpt.pt")
+    assert after[:kept] == before[:kept] and kept >= 7
+    assert [({"eval": "step", "train": "iter"}[row["kind"]], int(row["iter"])) for row in after[kept:]] == [
+        line[:2] for line in result.losses
+    ]
+
+
+def test_sample_and_the_tools_read_a_run_of_the_old_layout(run, tmp_path):
+    text = run("sample.py", f"--out_dir={OLD}", "--num_samples=1", "--max_new_tokens=20", "--device=cpu").stdout
+    assert len(text) > 20
+    run("tools/export.py", f"--out_dir={OLD}", f"--to={tmp_path / 'hf'}")
+    run("tools/plot.py", OLD, f"--to={tmp_path / 'loss.png'}")
+    assert (tmp_path / "loss.png").exists() and (tmp_path / "hf" / "model.safetensors").exists()

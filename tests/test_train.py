@@ -10,7 +10,8 @@ from collections import Counter
 
 import psutil
 import pytest
-from conftest import LONGER, ONE_THREAD, SMALL, SYNTHETIC, TINY, flags, parse, tree
+import torch
+from conftest import LONGER, ONE_THREAD, SMALL, SYNTHETIC, TINY, flags, parse, rows, tree
 from reference import losses_of_a_run
 from runs import DEFAULTS, TOKENS, assert_near, assert_same_losses, golden, load, val_losses
 
@@ -76,6 +77,16 @@ def test_dropout_changes_the_losses_but_not_the_batches(run, tmp_path):
     assert dropped[0] == plain[0] and dropped[1] != plain[1]
     last = [float(losses[-2][3]) for losses in (plain, dropped)]  # val loss after the same batches
     assert last[0] != last[1] and abs(last[0] - last[1]) < 0.2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recompute_changes_no_printed_loss_and_no_row_of_the_log(train, tmp_path, dtype):
+    settings = SMALL | dict(n_layer=2, dropout=0.2, dtype=dtype)
+    plain, recomputed = (train(settings, recompute=r, out_dir=tmp_path / str(r)) for r in (False, True))
+    assert plain.losses == recomputed.losses and len(plain.losses) == 17 + 5
+    assert rows(tmp_path / "False") == rows(tmp_path / "True")  # gradient norms, too
+    weights = [load(tmp_path / str(r) / "last.pt")["model"] for r in (False, True)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_bfloat16_learns_as_float32_does(run, tmp_path):
