@@ -31,7 +31,7 @@ def prepare(work, dataset, *arguments, **env):
     )
 
 
-def error_line(result, code=2):
+def error_after_progress(result, code=2):
     """The one error line of a run that failed as it should."""
     assert result.returncode == code, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from prepare_scripts import (
-    SHAKESPEARE, UNICODE, environment, error_line, files_in, ids, needs_bpe, needs_shakespeare, prepare, tiktoken_gpt2,
+    SHAKESPEARE, UNICODE, environment, error_after_progress, files_in, ids, needs_bpe, needs_shakespeare, prepare, tiktoken_gpt2,
     write_text,
 )  # fmt: skip
 
@@ -125,7 +125,7 @@ def test_help_shows_every_setting(dataset, monkeypatch, capsys):
 
 def test_without_a_network_the_one_line_says_where_to_put_the_file(work):
     before = files_in(work / "data" / "shakespeare_char")
-    line = error_line(prepare(work, "shakespeare_char"))
+    line = error_after_progress(prepare(work, "shakespeare_char"))
     assert str(work / "data" / "shakespeare_char" / "input.txt") in line and "https://" in line
     assert files_in(work / "data" / "shakespeare_char") == before
 
@@ -133,7 +133,7 @@ def test_without_a_network_the_one_line_says_where_to_put_the_file(work):
 def test_without_gpt2s_vocabulary_the_one_line_names_tiktoken_cache_dir(work, tmp_path):
     write_text(tmp_path / "a.txt", "some text\n" * 100)
     result = prepare(work, "text_bpe", tmp_path / "a.txt", TIKTOKEN_CACHE_DIR=str(tmp_path / "nothing"))
-    assert "TIKTOKEN_CACHE_DIR" in error_line(result)
+    assert "TIKTOKEN_CACHE_DIR" in error_after_progress(result)
     assert sorted(files_in(work / "data" / "text_bpe")) == ["prepare.py"]
 
 
@@ -143,7 +143,7 @@ def test_a_bad_file_leaves_the_old_dataset_as_it_was(work, tmp_path):
         (folder / name).write_bytes(b"old")
     before = files_in(folder)
     (tmp_path / "latin1.txt").write_bytes("naïve".encode("latin-1"))
-    assert "latin1.txt" in error_line(prepare(work, "text_char", tmp_path / "latin1.txt"))
+    assert "latin1.txt" in error_after_progress(prepare(work, "text_char", tmp_path / "latin1.txt"))
     assert files_in(folder) == before
 
 
@@ -228,7 +228,7 @@ def test_openwebtext_from_a_folder_is_nanogpts_recipe_and_goes_on_after_a_stop(w
     (tmp_path / "other").mkdir()
     for i in range(3):
         write_text(tmp_path / "other" / f"{i}.txt", "another source\n")
-    line = error_line(prepare(work, "openwebtext", f"--source={tmp_path / 'other'}"))
+    line = error_after_progress(prepare(work, "openwebtext", f"--source={tmp_path / 'other'}"))
     assert "unfinished" in line and str(tmp_path / "source") in line
     result = prepare(work, "openwebtext", f"--source={tmp_path / 'source'}")
     assert result.returncode == 0 and "going on after document 1,000" in result.stdout, result.stderr
@@ -272,7 +272,7 @@ def test_openwebtext_killed_half_way_ends_as_if_it_had_not_been(work, tmp_path):
 
 def test_openwebtext_without_its_library_names_the_pip_install(work, tmp_path):
     write_text(tmp_path / "datasets.py", "raise ImportError('not installed')\n")
-    line = error_line(prepare(work, "openwebtext", PYTHONPATH=str(tmp_path)))
+    line = error_after_progress(prepare(work, "openwebtext", PYTHONPATH=str(tmp_path)))
     assert "pip install datasets" in line
 
 
@@ -286,7 +286,7 @@ def test_an_openwebtext_source_that_cannot_be_read_gets_one_line(work, tmp_path,
     (tmp_path / "source").mkdir()
     if content:
         write_text(tmp_path / "source" / "a.jsonl", content)
-    line = error_line(prepare(work, "openwebtext", f"--source={tmp_path / 'source'}"))
+    line = error_after_progress(prepare(work, "openwebtext", f"--source={tmp_path / 'source'}"))
     assert reason in line and "--source=" in line
     assert sorted(files_in(work / "data" / "openwebtext")) == ["prepare.py"]
 
@@ -295,4 +295,4 @@ def test_an_openwebtext_source_that_cannot_be_read_gets_one_line(work, tmp_path,
 @needs_bpe
 def test_openwebtext_without_a_network_gets_one_line(work):
     pytest.importorskip("datasets")
-    assert "dylanebert/openwebtext" in error_line(prepare(work, "openwebtext"))
+    assert "dylanebert/openwebtext" in error_after_progress(prepare(work, "openwebtext"))
