@@ -20,10 +20,12 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PROGRAMS = os.path.join(ROOT, "tests", "programs")
 SMALL = "--n_layer=4 --n_head=4 --n_embd=128 --block_size=64 --batch_size=12 --dropout=0.0".split()
 GPT2 = "--batch_size=2 --block_size=1024 --gradient_accumulation_steps=1 --dataset={gpt2_data}".split()
 PLAIN = ["--device=cpu", "--compile=False"]  # the peer's settings on a CPU, as its README gives them
 AUTO = ["--device=cpu"]  # ours: all else on 'auto'
+OURS_ALONE = {"train_gpt2_recompute": ["--recompute=True"]}  # settings that the peer does not have
 BABY = ["config/train_shakespeare_char.py"]
 NO_EVAL = ["--eval_iters=1", "--eval_interval=1000000", "--always_save_checkpoint=False", "--log_interval=1"]
 
@@ -32,6 +34,7 @@ TRAIN = {
     "train_baby": ("baby GPT, dropout 0.2", BABY, 8),
     "train_cpu": ("4 layers x 128, block 64, batch 12", BABY + SMALL, 300),
     "train_gpt2": ("GPT-2 124M, batch 2 x 1024", GPT2, 8),
+    "train_gpt2_recompute": ("GPT-2 124M, batch 2 x 1024, ours with recompute", GPT2, 8),
 }
 # name: (what it is, the model, samples, tokens in each)
 SAMPLE = {
@@ -53,22 +56,16 @@ def child(command, cwd):
 
 
 def measured(command, cwd):
-    """child() in a process of its own, whose children's peak is this command's."""
-    code = "import json,resource,sys; sys.path.insert(0, {!r}); import bench; o, s = bench.child({!r}, {!r}); " \
-           "print(json.dumps([o, s, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]))"  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code.format(os.path.join(ROOT, "tests"), command, cwd)], capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout)
+    """[stdout, seconds, peak MiB] of one run of `command`."""
+    out, _ = child([sys.executable, os.path.join(PROGRAMS, "measure_command.py"), cwd, *command], cwd)
+    return json.loads(out)
 
 
 def train_times(side, row, temporary):
     """(median ms an iteration, peak MiB, printed MFU or None) of one training run."""
     _, arguments, iters = TRAIN[row]
     arguments = [a.format(gpt2_data=os.path.join(temporary, "gpt2_data")) for a in arguments]
-    extra = PLAIN if side != ROOT else AUTO
+    extra = PLAIN if side != ROOT else AUTO + OURS_ALONE.get(row, [])
     out_dir = os.path.join(temporary, "out-bench")
     command = [sys.executable, "train.py", *arguments, *NO_EVAL, f"--max_iters={iters}", f"--out_dir={out_dir}", *extra]
     out, _, peak = measured(command, side)
@@ -92,8 +89,8 @@ def write_models(temporary):
     import numpy as np
     import torch
 
-    from nanogpt import checkpoint as ckpt
     from model import GPT, GPTConfig
+    from nanogpt import checkpoint as ckpt
 
     data = os.path.join(temporary, "gpt2_data")
     os.makedirs(data)
@@ -170,7 +167,7 @@ def main():
         print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
         for row in rows:
             if row in TRAIN:
-                tokens = {"train_baby": 64 * 256, "train_cpu": 12 * 64, "train_gpt2": 2 * 1024}[row]
+                tokens = {"train_baby": 64 * 256, "train_cpu": 12 * 64}.get(row, 2 * 1024)
                 result = in_turn(train_times, row, peer, runs, temporary)
                 ms, peak, mfu = result["ours"]
                 cells = [f"{ms:,.1f} ms", f"{tokens / ms * 1000:,.0f}", f"{mfu:.0f} %"]
@@ -257,37 +254,11 @@ def scaling_rows(runs, temporary):
     return "\n".join(lines)
 
 
-LOAD = """
-import sys, threading
-sys.path.insert(0, sys.argv[1])
-import safetensors.torch, torch
-from model import GPT
-
-def resident():  # MiB: the process's own memory, and with the pages of mapped files
-    with open("/proc/self/status") as f:
-        found = dict(line.split(":") for line in f if line.startswith(("RssAnon", "VmRSS")))
-    return [int(found[name].split()[0]) / 1024 for name in ("RssAnon", "VmRSS")]
-
-before, peak, loaded = resident(), [0, 0], threading.Event()
-
-def watch():
-    while not loaded.wait(0.002):
-        peak[:] = map(max, peak, resident())
-
-thread = threading.Thread(target=watch)
-thread.start()
-model = GPT.from_pretrained(sys.argv[2])
-loaded.set()
-thread.join()
-print(*(there - start for there, start in zip(peak, before)), sum(p.nbytes for p in model.parameters()) / 2**20)
-"""
-
-
 def load_row(temporary):
     """Peak memory of loading a local GPT-2 folder of 124M parameters, over what the process had before."""
     folder = os.path.join(temporary, "hf-gpt2")
     child([sys.executable, "tools/export.py", f"--out_dir={temporary}/gpt2", f"--to={folder}"], ROOT)
-    out, _ = child([sys.executable, "-c", LOAD, ROOT, folder], ROOT)
+    out, _ = child([sys.executable, os.path.join(PROGRAMS, "loading_memory.py"), folder], ROOT)
     own, total, model = map(float, out.split())
     return f"| loading a GPT-2 folder, 124M | {own:.0f} MiB, {total:.0f} with the mapped file; the model has {model:.0f} | | | | | |"
 

@@ -1,5 +1,6 @@
 """What the tests share: a copy of the project to run scripts in, the golden settings' data, and a runner."""
 
+import csv
 import hashlib
 import os
 import pickle
@@ -25,6 +26,8 @@ torch.set_num_threads(1)  # models this small gain nothing from more, and beside
 
 GOLDEN = TESTS / "golden"
 SHARED = ROOT.parent / "shared"
+if (SHARED / "tiktoken").is_dir():
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken"))
 
 # The settings of golden/synthetic.csv, as shared/DESIGN.md gives them.
 SYNTHETIC = dict(
@@ -37,6 +40,11 @@ TINY = SYNTHETIC | dict(
     n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=4, gradient_accumulation_steps=1, max_iters=8,
     lr_decay_iters=8, warmup_iters=2, learning_rate=1e-2, min_lr=1e-3, eval_interval=4, eval_iters=2, peak_flops=1e9,
 )  # fmt: skip
+# Long enough for a signal to find it at work.
+LONGER = SYNTHETIC | dict(max_iters=60, eval_interval=8, eval_iters=3, learning_rate=1e-2, peak_flops=1e12)
+# As small, with a few saves between its evaluations.
+SMALL = TINY | dict(max_iters=16, lr_decay_iters=16, gradient_accumulation_steps=2, save_interval=3)
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # a tiny model's threads only wait for each other
 CHARACTERS = "\n " + string.ascii_letters + string.digits[:7]  # 61, an id each
 META = {
     "vocab_size": 61,
@@ -56,6 +64,14 @@ def parse(text):
     return [("step", int(s), t, v) if s else ("iter", int(n), loss) for s, t, v, n, loss in found]
 
 
+def rows(out_dir):
+    """log.csv without the columns that time, or an estimate from it, is in."""
+    with open(out_dir / "log.csv", newline="") as f:
+        table = list(csv.DictReader(f))
+    timed = ("ms", "tokens_per_s", "mfu")
+    return [tuple(value for name, value in row.items() if name not in timed) for row in table]
+
+
 def tree(*folders):
     """{path: content's hash} of every file and folder under `folders`, compiled Python left out."""
     found = {}
@@ -72,6 +88,23 @@ def error_line(result):
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
     return lines[0].removeprefix("error: ")
+
+
+def one_failure(result, code):
+    """The one line on stderr of a run that ended with `code`."""
+    assert result.returncode == code, (result.stdout, result.stderr)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0]
+
+
+def machine(monkeypatch, cuda=0, mps=False, bf16=True, name="NVIDIA A100-SXM4-80GB"):
+    """Has torch report `cuda` GPUs of that name, and mps or none."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
 @dataclass
@@ -131,13 +164,18 @@ class Running:
         return Result(self.code, *self.read())
 
 
+def project_code():
+    """The project's Python files, sorted, as paths below ROOT; not the tests."""
+    patterns = ("*.py", "config/*.py", "data/*.py", "data/*/*.py", "nanogpt/*.py", "tools/*.py")
+    return sorted(path.relative_to(ROOT) for pattern in patterns for path in ROOT.glob(pattern))
+
+
 def copy_project(to):
-    """The code alone, no data, so that no test writes to the checkout."""
-    for pattern in ("*.py", "config/*.py", "data/*.py", "data/*/prepare.py", "nanogpt/*.py", "tools/*.py"):
-        for path in ROOT.glob(pattern):
-            target = to / path.relative_to(ROOT)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target)
+    """The code alone, no data, so that no test writes to the checkout; and tests/programs, which run beside it."""
+    programs = [path.relative_to(ROOT) for path in TESTS.glob("programs/*.py")]
+    for path in [*project_code(), *programs]:
+        (to / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, to / path)
     return to
 
 
@@ -188,8 +226,6 @@ def start(project, tmp_path_factory):
         keep = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         environment = keep | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"} | (env or {})
         environment = {name: value for name, value in environment.items() if value is not None}
-        if "TIKTOKEN_CACHE_DIR" not in environment and (SHARED / "tiktoken").is_dir():
-            environment["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken")
         path = script if os.path.isabs(script) else str(project / script)
         cwd = str(cwd or project)
         folder = tmp_path_factory.mktemp("run")
@@ -219,3 +255,49 @@ def synthetic_run(run, tmp_path_factory):
     """The run of golden/synthetic.csv: (its out_dir, its Result)."""
     out_dir = tmp_path_factory.mktemp("synthetic") / "out"
     return out_dir, run("train.py", *flags(SYNTHETIC, out_dir=out_dir))
+
+
+@pytest.fixture(scope="session")
+def train(project, run):
+    """train(settings, expect=0, program=None, **more) -> Result of train.py, or of that one of tests/programs.
+
+    `env` has what the program reads of its environment."""
+
+    def train(settings, expect=0, program=None, env=None, project=project, **more):
+        script = f"tests/programs/{program}" if program else "train.py"
+        environment = ONE_THREAD | {name: str(value) for name, value in (env or {}).items()}
+        return run(script, *flags(settings, **more), expect=expect, env=environment, project=project)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def whole_run(train, tmp_path_factory):
+    """whole_run(settings) -> (losses, rows of log.csv) of the run that nothing interrupts."""
+    seen = {}
+
+    def whole_run(settings):
+        key = tuple(sorted(settings.items()))
+        if key not in seen:
+            out_dir = tmp_path_factory.mktemp("whole") / "out"
+            losses = train(settings, out_dir=out_dir).losses
+            seen[key] = losses, rows(out_dir)
+            assert len(losses) > settings["max_iters"] and len(seen[key][1]) == len(losses)
+        return seen[key]
+
+    return whole_run
+
+
+@pytest.fixture
+def small_run(train, tmp_path):
+    """The folder of SMALL's run stopped after iteration 8: last.pt is at 9, ckpt.pt at 8."""
+    out_dir = tmp_path / "out"
+    train(SMALL, out_dir=out_dir, max_iters=8)
+    assert torch.load(out_dir / "last.pt")["iter_num"] == 9 and torch.load(out_dir / "ckpt.pt")["iter_num"] == 8
+    return out_dir
+
+
+@pytest.fixture
+def work(tmp_path):
+    """The test's own folder as a copy of the project in which no dataset is prepared."""
+    return copy_project(tmp_path)

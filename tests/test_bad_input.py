@@ -7,10 +7,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import META, TINY, error_line, flags, tree, write_synthetic
-
-from nanogpt.errors import UserError
-from data import bins
-
 SYNTHETIC_BIN = "data/synthetic/{}.bin"
 
 
@@ -179,30 +175,6 @@ def test_a_bin_is_refused_that_has(run, spoilt, place, split, change, said):
 def test_a_bin_of_block_size_plus_one_tokens_will_do(run, spoilt, tmp_path):
     project = spoilt("val.bin", lambda data: data[: 2 * 17])
     run("train.py", *flags(TINY, max_iters=1, out_dir=tmp_path / "out"), project=project)
-
-
-def test_a_long_bin_is_looked_at_in_places_and_every_batch_as_it_is_drawn(tmp_path, monkeypatch):
-    """A whole-file maximum of a 17 GB file is not cheap: here `long` begins at 1,000 tokens."""
-    monkeypatch.setattr(bins, "CHECKED_WHOLE", 1 << 10)
-    path = str(tmp_path / "train.bin")
-    tokens = np.zeros(1 << 20, dtype="<u2")
-    tokens[: 1 << 19] = 60
-    tokens.tofile(path)
-    looked_at, check_ids = [], bins.check_ids
-    monkeypatch.setattr(bins, "check_ids", lambda t, *rest: looked_at.append(t.size) or check_ids(t, *rest))
-    bins.check_bin(path, 16, 61, "synthetic")
-    assert sum(looked_at) <= 1 << 11
-    for at in (0, len(tokens) - 1):  # both ends are among the places
-        tokens[at] = 61
-        tokens.tofile(path)
-        with pytest.raises(UserError, match=f"token {at:,} is 61"):
-            bins.check_bin(path, 16, 61, "synthetic")
-        tokens[at] = 0
-    monkeypatch.undo()
-    windows = tokens[np.array([5, 700])[:, None] + np.arange(17)]
-    windows[1, 3] = 61
-    with pytest.raises(UserError, match=r"train\.bin: token 703 is 61, but the vocabulary's ids end at 60"):
-        bins.check_ids(windows, 61, path, np.array([5, 700]))
 
 
 METAS = {

@@ -16,7 +16,6 @@ def bench(project, *arguments):
 
 
 def with_bench(project):
-    (project / "tests").mkdir()
     shutil.copy(ROOT / "tests" / "bench.py", project / "tests")
     return project
 
@@ -36,6 +35,7 @@ def test_help_names_every_row(own_project):
     result = bench(with_bench(own_project), "--help")
     rows = "train_baby train_cpu train_gpt2 sample_baby sample_gpt2 val_cpu time_to_loss load_gpt2 scaling"
     assert result.returncode == 0 and set(rows.split()) <= set(re.findall(r"\w+", result.stdout))
+    assert "train_gpt2_recompute" in result.stdout
 
 
 @pytest.mark.slow

@@ -17,71 +17,17 @@ from pathlib import Path
 import pytest
 import reference
 import torch
-from conftest import SYNTHETIC, TINY, error_line, flags, parse
+import torch.distributed as dist
+from conftest import SYNTHETIC, TINY, error_line, flags, parse, rows as log_rows
 from reference import F
+from runs import assert_close, load, places
 
-from nanogpt.device import pick_threads
+from nanogpt.distributed import pick_backend
+from nanogpt.errors import UserError
 
 # Two micro-steps each on two processes; five evaluation batches, which two and four processes cannot share evenly.
 RUN = SYNTHETIC | dict(gradient_accumulation_steps=4, max_iters=60, eval_interval=20, peak_flops=1e9)
 BETAS = dict(weight_decay=0.1, beta1=0.9, beta2=0.95, grad_clip=1.0, decay_lr=True, seed=1337)
-
-# Runs train.py beside it with a few of torch's calls watched, or one rank spoilt.
-WATCHED = """
-import datetime, os, runpy, sys, time
-from pathlib import Path
-import torch, torch.distributed as dist
-import data.bins, torch.nn.parallel as parallel
-from nanogpt import checkpoint, optim
-from nanogpt.errors import UserError
-folder, rank, what = Path(os.environ["WATCH"]), int(os.environ["RANK"]), os.environ["WHAT"]
-calls, counts, step = [], [], optim.AdamW.step
-
-if what == "gradients":  # the first step's gradients, and how many times each iteration exchanged any
-    DDP, scatter = parallel.DistributedDataParallel, dist.reduce_scatter_single
-    def watched_ddp(*args, **options):
-        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-        wrapped = DDP(*args, **options)
-        wrapped.register_comm_hook(None, lambda state, bucket: calls.append(1) or allreduce_hook(state, bucket))
-        return wrapped
-    def watched_scatter(*args, **options):
-        calls.append(1)
-        return scatter(*args, **options)
-    def watched_step(self, *args, **options):
-        if not counts:
-            gradients = [p.grad for group in self.param_groups for p in group["params"]]
-            gradients = [g.full_tensor() if hasattr(g, "full_tensor") else g.clone() for g in gradients]
-            torch.save(gradients, folder / f"gradients{rank}.pt")
-        counts.append(len(calls))
-        calls.clear()
-        (folder / f"counts{rank}").write_text(" ".join(map(str, counts)))
-        return step(self, *args, **options)
-    parallel.DistributedDataParallel, dist.reduce_scatter_single = watched_ddp, watched_scatter
-    optim.AdamW.step = watched_step
-
-if what == "slow":  # collectives that give up after 3 s, saves that take 5 and an evaluation slow on one rank
-    init, save, get = dist.init_process_group, checkpoint.save, data.bins.open_bin
-    dist.init_process_group = lambda *a, **k: init(*a, **k, timeout=datetime.timedelta(seconds=3))
-    checkpoint.save = lambda *args: time.sleep(5) or save(*args)
-    def slow_open(path):
-        if rank == 1 and path.endswith("val.bin"):
-            calls.append(1)
-            if 2 < len(calls) <= 6:
-                time.sleep(1)
-        return get(path)
-    data.bins.open_bin = slow_open
-
-if what == "spoilt" and rank == 1:
-    check = data.bins.check_ids
-    def bad(*args):
-        calls.append(1)
-        if len(calls) == 20:
-            raise UserError("this batch is bad")
-        return check(*args)
-    data.bins.check_ids = bad
-
-runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "train.py"), run_name="__main__")
-"""
 
 
 def free_port():
@@ -164,16 +110,13 @@ class Launch:
 @pytest.fixture
 def torchrun(start, project, tmp_path):
     """torchrun(*arguments, n=2) -> Launch of train.py with those. `options` are torchrun's own."""
-    script = tmp_path / "bin" / "torchrun.py"  # what the command of that name is
-    script.parent.mkdir()
-    script.write_text("from torch.distributed.run import main\nmain()\n")
     marks = []
 
     def torchrun(*arguments, n=2, options=("--standalone",), env=None, program=project / "train.py"):
         mark = f"{tmp_path}/{len(marks)}"
         marks.append("LAUNCH=" + mark)
         arguments = [*options, f"--nproc_per_node={n}", program, *arguments]
-        return Launch(start(str(script), *arguments, env={"LAUNCH": mark} | (env or {})), marks[-1])
+        return Launch(start("tests/programs/torchrun.py", *arguments, env={"LAUNCH": mark} | (env or {})), marks[-1])
 
     yield torchrun
     for mark in marks:  # a worker outlives a killed torchrun
@@ -194,10 +137,6 @@ def rows(out_dir):
         return [({"eval": "step", "train": "iter"}[row["kind"]], int(row["iter"])) for row in csv.DictReader(f)]
 
 
-def places(losses):
-    return [line[:2] for line in losses]
-
-
 def joined(*parts):
     """The losses of a run in parts, of which one may repeat the end of the one before: those must agree."""
     found = {}
@@ -205,10 +144,6 @@ def joined(*parts):
         for line in losses:
             assert found.setdefault(line[:2], line) == line
     return sorted(found.values(), key=lambda line: (line[1], line[0] == "iter"))
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -294,12 +229,6 @@ class OneProcess:
         return found
 
 
-def assert_close(printed, expected):
-    assert places(printed) == places(expected)
-    for line, numbers in zip(printed, expected, strict=True):
-        assert [float(x) for x in line[2:]] == pytest.approx(numbers[2:], abs=1.01e-4), (line, numbers)
-
-
 def test_two_processes_print_the_losses_of_one_that_sees_both_their_batches(whole):
     """A step's losses are the mean over the batches of all ranks, an iteration's is rank 0's."""
     results = whole("ddp")[1]
@@ -330,6 +259,16 @@ def test_four_processes_under_torchrun_print_the_losses_of_one_that_sees_all_the
     assert_close(result.losses, OneProcess(settings, 4).losses())
 
 
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_recompute_changes_no_loss_and_no_gradient_norm_on_two_processes(run_ranks, tmp_path, sharding):
+    settings = TINY | dict(n_layer=2, dropout=0.2, gradient_accumulation_steps=4, sharding=sharding)
+    plain, recomputed = (
+        run_ranks(2, *flags(settings, recompute=r, out_dir=tmp_path / str(r))).losses for r in (False, True)
+    )
+    assert plain == recomputed and len(plain) == 9 + 3
+    assert log_rows(tmp_path / "False") == log_rows(tmp_path / "True")
+
+
 @pytest.mark.slow
 def test_a_compiled_gpt2_with_its_loss_in_chunks_has_the_eager_losses_under_ddp(run_ranks, own_project, tmp_path):
     (own_project / "data" / "synthetic" / "meta.pkl").unlink()  # and so GPT-2's vocabulary
@@ -341,17 +280,11 @@ def test_a_compiled_gpt2_with_its_loss_in_chunks_has_the_eager_losses_under_ddp(
     assert_close(compiled, [(*line[:2], *map(float, line[2:])) for line in eager])
 
 
-@pytest.fixture(scope="module")
-def watched(project):
-    (project / "watched.py").write_text(WATCHED)
-    return "watched.py"
-
-
 @pytest.mark.parametrize("sharding, exchanges", [("ddp", 1), ("fsdp", 3)])  # one bucket; two blocks and the root
-def test_gradients_are_one_processs_and_exchanged_once_an_iteration(run_ranks, watched, tmp_path, sharding, exchanges):
+def test_gradients_are_one_processs_and_exchanged_once_an_iteration(run_ranks, tmp_path, sharding, exchanges):
     settings = RUN | dict(gradient_accumulation_steps=8, max_iters=3, eval_interval=100, grad_clip=0.0)
     settings |= dict(sharding=sharding, out_dir=tmp_path / "out")
-    run_ranks(2, *flags(settings), script=watched, env={"WATCH": str(tmp_path), "WHAT": "gradients"})
+    run_ranks(2, *flags(settings), script="tests/programs/record_gradients.py", env={"RECORD": str(tmp_path)})
     one = OneProcess(RUN | dict(gradient_accumulation_steps=8), 2)
     one.evaluate()  # iteration 0 has one, which draws from the same streams
     one.backward()
@@ -376,14 +309,6 @@ def test_a_few_steps_give_the_weights_of_one_process(run_ranks, tmp_path):
     assert (apart > 1e-6).float().mean() < 1e-4 and apart.max() < 0.05 * RUN["learning_rate"], apart.max()
 
 
-@pytest.mark.parametrize("threads, processes, cores, chosen", [
-    ("1", 2, 16, 8), (None, 2, 16, 8), ("3", 2, 16, 3), (None, 1, 16, 16), ("1", 1, 16, 1), ("1", 32, 16, 1),
-    ("", 2, 16, 8), ("many", 4, 16, 4), ("0", 4, 16, 4),
-])  # fmt: skip
-def test_threads_are_the_cores_shared_out_unless_given(threads, processes, cores, chosen):
-    assert pick_threads(threads, processes, cores) == chosen
-
-
 def test_the_threads_of_a_process_are_set_and_said(ranks, tmp_path):
     launches = {n: ranks(2, *flags(TINY, gradient_accumulation_steps=2, out_dir=tmp_path / str(n)),
                          env={"OMP_NUM_THREADS": n}) for n in (1, 3)}  # fmt: skip
@@ -396,6 +321,15 @@ def test_the_threads_of_a_process_are_set_and_said(ranks, tmp_path):
 
 # ----------------------------------------------------------------------------------------------
 # mistakes
+
+
+def test_the_backend_is_nccl_on_cuda_else_gloo(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    assert pick_backend("auto", "cuda:3") == "nccl" and pick_backend("auto", "cpu") == "gloo"
+    assert pick_backend("gloo", "cuda") == "gloo"
+    for wrong, device in (("nccl", "cpu"), ("tcp", "cpu"), (True, "cpu")):
+        with pytest.raises(UserError, match=f"--backend={wrong}"):
+            pick_backend(wrong, device, world_size=2)
 
 
 MISTAKES = {
@@ -431,9 +365,9 @@ def test_ranks_that_make_a_mistake_end_within_seconds_without_torchrun_too(ranks
     assert error_line(results[1]).startswith("rank 1: dataset nowhere is not prepared")
 
 
-def test_an_error_on_one_rank_ends_the_others(ranks, watched, tmp_path):
+def test_an_error_on_one_rank_ends_the_others(ranks, tmp_path):
     settings = RUN | dict(max_iters=10**6, eval_interval=10**6, out_dir=tmp_path / "out")
-    spoilt = ranks(2, *flags(settings), script=watched, env={"WATCH": str(tmp_path), "WHAT": "spoilt"})
+    spoilt = ranks(2, *flags(settings), script="tests/programs/bad_batch.py")
     first, second = [each.end() for each in spoilt]
     assert error_line(second) == "rank 1: this batch is bad"
     assert first.returncode == 1 and len(first.stderr.splitlines()) == 1, first.stderr
@@ -587,9 +521,9 @@ def test_a_rank_whose_peer_is_killed_in_an_evaluation_ends(ranks, tmp_path):
 
 
 @pytest.mark.slow
-def test_slow_saves_and_evaluations_do_not_trip_the_time_out_of_collectives(run_ranks, watched, whole, tmp_path):
+def test_slow_saves_and_evaluations_do_not_trip_the_time_out_of_collectives(run_ranks, whole, tmp_path):
     arguments = flags(RUN, max_iters=21, out_dir=tmp_path / "out")
-    result = run_ranks(2, *arguments, script=watched, env={"WATCH": str(tmp_path), "WHAT": "slow"})
+    result = run_ranks(2, *arguments, script="tests/programs/slow_saves.py")
     assert result.losses == [line for line in whole("ddp")[1][0].losses if line[1] <= 21]
 
 
@@ -651,3 +585,48 @@ def test_a_finished_run_leaves_with_0_every_time(torchrun, tmp_path):
         result = torchrun(*flags(settings, out_dir=tmp_path / str(k))).end()
         assert result.returncode == 0, result
         assert "terminate" not in result.stderr
+
+
+# ----------------------------------------------------------------------------------------------
+# which library the processes talk by; and an evaluation of a model that is split over them
+
+
+@pytest.mark.parametrize("built_in", [True, False])
+def test_auto_is_nccl_on_cuda_where_torch_has_it(monkeypatch, built_in):
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: built_in)
+    for world_size in (1, 2):
+        assert pick_backend("auto", "cuda:3", world_size) == ("nccl" if built_in else "gloo")
+        assert pick_backend("auto", "cpu", world_size) == pick_backend("auto", "mps", world_size) == "gloo"
+        assert pick_backend("gloo", "cuda", world_size) == "gloo"
+    assert pick_backend("nccl", "cuda", 2) == "nccl"  # torch itself says what is wrong with it
+
+
+def test_a_backend_does_not_matter_to_a_single_process():
+    for device in ("cpu", "mps"):
+        assert pick_backend("nccl", device, 1) == "gloo"
+        with pytest.raises(UserError, match=f"--backend=nccl works on CUDA devices only, and this run is on {device}"):
+            pick_backend("nccl", device, 2)
+    for wrong in ("tcp", "", True, 1):
+        for world_size in (1, 2):
+            with pytest.raises(UserError, match=f"--backend={wrong}: takes auto, nccl, gloo or mpi"):
+                pick_backend(wrong, "cpu", world_size)
+
+
+@pytest.mark.parametrize("backend", ["nccl", "mpi"])
+def test_nanogpts_backend_trains_in_a_single_process_on_a_cpu(run, tmp_path, backend):
+    config = tmp_path / "config.py"
+    config.write_text(f"backend = '{backend}'\n")
+    done = run("train.py", config, *flags(TINY, out_dir=tmp_path / "out", max_iters=2))
+    assert "iter 2: loss" in done.stdout and done.stderr == ""
+
+
+def test_a_sharded_model_with_a_large_vocabulary_evaluates_as_a_replicated_one(ranks, own_project, tmp_path):  # noqa: F811
+    (own_project / "data" / "synthetic" / "meta.pkl").unlink()  # vocab_size is 50304 then
+    settings = TINY | dict(gradient_accumulation_steps=2, max_iters=2, eval_interval=1, eval_iters=2)
+    printed = []
+    for sharding in ("ddp", "fsdp"):
+        settings |= dict(sharding=sharding, out_dir=tmp_path / sharding)
+        first, second = (r.end() for r in ranks(2, *flags(settings), project=own_project))
+        assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+        printed.append([line for line in first.losses if line[0] == "step"])
+    assert printed[0] == printed[1] and len(printed[0]) == 3

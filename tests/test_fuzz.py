@@ -15,16 +15,16 @@ from conftest import META, ROOT, TINY, flags, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanogpt import checkpoint as ckpt
 from configurator import adopt, at_least, configure
+from data.bins import check_bin, check_ids, open_bin
+from data.tokens import CharCodec, read_meta
+from model import GPT
+from nanogpt import checkpoint as ckpt
 from nanogpt.device import pick_compile, pick_device, pick_dtype
 from nanogpt.distributed import share_evenly
 from nanogpt.errors import UserError
 from nanogpt.optim import restore_optimizer
 from nanogpt.run_folder import restore_generators
-from model import GPT
-from data.bins import check_bin, check_ids, open_bin
-from data.tokens import CharCodec, read_meta
 
 pytestmark = pytest.mark.slow
 

@@ -1,36 +1,24 @@
-"""model.py against golden/, transformers' GPT-2, torch's own functions, and plain re-implementations."""
+"""model.py against golden/, transformers' GPT-2, and plain re-implementations."""
 
 import collections
-import contextlib
 import json
 import math
+import re
 
 import pytest
 import reference
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, TINY, flags
+from small_models import shaken, small
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import model as model_module
+from model import GPT, MLP, GPTConfig, sample_token
+from nanogpt import mfu
+from nanogpt.device import pick_dtype
 from nanogpt.errors import UserError
-from model import GPT, MLP, ChunkedCrossEntropy, CPUAttention, GPTConfig, Muon, keep_mask
 
 FIGURES = json.loads((GOLDEN / "model.json").read_text())
-
-
-def small(seed=0, **more):
-    torch.manual_seed(seed)
-    sizes = dict(block_size=12, vocab_size=23, n_layer=2, n_head=2, n_embd=16, bias=True)
-    return GPT(GPTConfig(**sizes | more)).eval()
-
-
-def shaken(model, by=0.5):
-    """With weights so large that the model has opinions, and biases and norms that are not all alike."""
-    torch.manual_seed(99)
-    for parameter in model.parameters():
-        parameter.data += by * torch.randn_like(parameter)
-    return model
 
 
 # ----------------------------------------------------------------------------------------------
@@ -93,6 +81,48 @@ def test_the_plain_reimplementation_that_other_tests_compare_with_is_nanogpts_to
     assert logits[0, -1, :8].tolist() == pytest.approx(figures["logits_last_first8"], abs=1e-4)
 
 
+def test_the_golden_figures_are_those_that_the_project_was_given(shared):
+    for path in (shared / "golden").iterdir():
+        assert (GOLDEN / path.name).read_bytes() == path.read_bytes()
+
+
+# ----------------------------------------------------------------------------------------------
+# nanoGPT's public names, called as its scripts call them
+
+
+def test_nanogpts_public_names_work(tmp_path):
+    model = GPT(GPTConfig(block_size=12, vocab_size=23, n_layer=2, n_head=2, n_embd=16, dropout=0.0, bias=True))
+    x = torch.zeros((1, 1), dtype=torch.int64)
+    assert model.generate(x, 3, temperature=0.8, top_k=5).shape == (1, 4)
+    model.crop_block_size(6)
+    assert model.config.block_size == 6
+    settings = dict(weight_decay=0.1, learning_rate=1e-3, betas=(0.9, 0.95), device_type="cpu")
+    assert isinstance(model.configure_optimizers(**settings), torch.optim.AdamW)
+    assert model.get_num_params() == model.get_num_params(non_embedding=False) - 6 * 16
+    hugging_face(model).save_pretrained(tmp_path)
+    again = GPT.from_pretrained(str(tmp_path), override_args=dict(dropout=0.1))
+    assert again.config.dropout == 0.1 and all(torch.equal(w, again.state_dict()[n]) for n, w in model.state_dict().items())
+    assert GPT.from_pretrained(str(tmp_path)).config.dropout == 0.0
+
+
+def test_without_a_peak_mfu_is_against_the_devices_at_its_auto_dtype_found_once(monkeypatch):
+    measured = []
+    monkeypatch.setattr(mfu, "measure_peak", lambda *what: measured.append(what) or 2e9)
+    mfu.auto_peak_flops.cache_clear()
+    try:
+        model = small()
+        assert model.estimate_mfu(3, 0.5) == model.flops_per_token() * 12 * 3 / (0.5 * mfu.auto_peak_flops("cpu"))
+        assert model.estimate_mfu(3, 0.5) == model.estimate_mfu(3, 0.5, 2e9)
+        assert measured == [("cpu", pick_dtype("auto", "cpu"))]
+    finally:
+        mfu.auto_peak_flops.cache_clear()
+
+
+def test_nanogpts_bench_runs(run, project):
+    result = run("tests/programs/nanogpt_bench.py", cwd=project)
+    assert re.fullmatch(r"time per iteration: \d+\.\d{4}ms, MFU: \d+\.\d\d%", result.lines[-1]) and len(result.lines) == 4
+
+
 # ----------------------------------------------------------------------------------------------
 # the forward pass
 
@@ -117,7 +147,7 @@ def test_the_mlp_has_its_own_gelu_and_not_the_other(activation, gelu, other):
         mlp.c_proj.weight.zero_()[0, 0] = 1
         size = torch.linspace(1, 3, 101)
         x = torch.cat([size, -size])
-        y = mlp(torch.stack([x, torch.zeros_like(x)], dim=-1), norm=torch.nn.Identity())[:, 0]
+        y = mlp(torch.stack([x, torch.zeros_like(x)], dim=-1))[:, 0]
     torch.testing.assert_close(y, gelu(x.double()).float(), atol=1e-6, rtol=1e-6)
     assert (y - other(x.double())).abs().max() > 4e-4
 
@@ -239,70 +269,7 @@ def test_crop_block_size_keeps_the_first_positions_and_their_logits():
 
 
 # ----------------------------------------------------------------------------------------------
-# optimizer and FLOPs
-
-
-def test_matrices_and_embeddings_decay_and_biases_and_norms_do_not():
-    model = small()
-    optimizer = model.configure_optimizers(0.3, 1e-3, (0.8, 0.9), "cpu")
-    names = {id(p): name for name, p in model.named_parameters()}
-    in_order = [names[id(p)] for p in optimizer.param_groups[0]["params"]]
-    blocks = [f"h.{i}.{m}" for i in range(2) for m in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
-    # the order, too, is that of nanoGPT's checkpoints, whose moments go by it
-    assert in_order == [f"transformer.{name}.weight" for name in ("wte", "wpe", *blocks)]
-    decays, rests = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
-    assert decays | rests == set(names.values()) and not decays & rests
-    assert isinstance(optimizer, torch.optim.AdamW)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
-    for group in optimizer.param_groups:
-        assert group["betas"] == (0.8, 0.9) and group["lr"] == 1e-3 and group["fused"]
-
-
-def test_with_muon_the_blocks_matrices_are_muons_and_nothing_else_is():
-    model = small()
-    optimizer = model.configure_optimizers(0.3, 1e-3, (0.8, 0.9), "cpu", "muon")
-    names = {id(p): name for name, p in model.named_parameters()}
-    found = {part: [names[id(p)] for g in o.param_groups for p in g["params"]] for part, o in optimizer.parts.items()}
-    blocks = {name for name in names.values() if ".h." in name and "ln_" not in name and name.endswith("weight")}
-    assert set(found["muon"]) == blocks and len(blocks) == 8
-    assert sorted(found["muon"] + found["adamw"]) == sorted(names.values())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_muons_batches_give_the_weights_of_torchs_muon(monkeypatch, dtype):
-    """... where that has q's, k's and v's maps, which c_attn holds together, as three matrices."""
-    # torch's computes in bfloat16 everywhere: beside float32 it is its rounding that shows, a hundredth of a step
-    monkeypatch.setattr(model_module, "fast_bfloat16", lambda: dtype == torch.bfloat16)
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(48, 16), (16, 16), (64, 16), (16, 64)] * 2
-
-    def apart(tensors):
-        return [part for t in tensors for part in (t.chunk(3) if len(t) == 48 else [t])]
-
-    ours = [torch.nn.Parameter(torch.full(shape, 0.02)) for shape in shapes]
-    theirs = [torch.nn.Parameter(part.detach().clone()) for part in apart(ours)]
-    settings = dict(lr=0.01, weight_decay=0.3, momentum=0.8, adjust_lr_fn="match_rms_adamw")
-    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
-    for _ in range(5):
-        for p in ours:
-            p.grad = torch.randn(p.shape, generator=generator)
-        for q, grad in zip(theirs, apart(p.grad for p in ours), strict=True):
-            q.grad = grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    moved = torch.cat([(q - 0.02).detach().flatten() for q in theirs]).square().mean().sqrt()
-    mine, reference = (torch.cat([p.detach().flatten() for p in parameters]) for parameters in (ours, theirs))
-    assert (mine - reference).square().mean().sqrt() <= (1e-6 if dtype == torch.bfloat16 else 0.02) * moved
-    assert moved > 0.002
-    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
-    mine, reference = (torch.cat([s[i]["momentum_buffer"].flatten() for i in range(len(s))]) for s in states)
-    assert torch.equal(mine, reference)
-
-
-def test_muons_momentum_is_beta1():
-    groups = small().configure_optimizers(0.3, 1e-3, (0.8, 0.9), "cpu", "muon").parts["muon"].param_groups
-    assert [group["momentum"] for group in groups] == [0.8]
-
+# FLOPs
 
 BABY = GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384, bias=False)
 
@@ -339,6 +306,76 @@ def test_mfu_follows_a_cropped_context():
     model.crop_block_size(6)
     n = sum(p.numel() for p in model.parameters()) - 6 * 16
     assert model.estimate_mfu(1, 1.0, 1.0) == (6 * n + 12 * 2 * 16 * 6) * 6
+
+
+# ----------------------------------------------------------------------------------------------
+# recomputed in the backward pass
+
+
+class Counted(TorchDispatchMode):
+    """How often each of torch's operations ran within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def step_with_and_without_recompute(autocast=False, **sizes):
+    """[(loss and gradients, counts of torch's operations)] of a training step of the same model, without and with."""
+    found = []
+    for recompute in (False, True):
+        model = shaken(small(**sizes), 0.1).train()
+        model.recompute = recompute
+        x, y = torch.randint(model.config.vocab_size, (2, 3, model.config.block_size)).unbind()
+        with Counted() as counted, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(x, y)[1]
+            loss.backward()
+        found.append(([loss.detach(), *(p.grad for p in model.parameters())], counted.calls))
+    return found
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_with_recompute_each_blocks_operations_are_done_twice_and_the_gradients_are_the_same(autocast, bias):
+    (plain, once), (recomputed, twice) = step_with_and_without_recompute(autocast, bias=bias, dropout=0.2)
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))  # the same dropout, too
+    calls = once, twice
+    assert [c["gelu"] for c in calls] == [2, 4] and [c["gelu_backward"] for c in calls] == [2, 2]
+    assert [c["native_layer_norm"] for c in calls] == [5, 9]  # the last one, before the head, is kept
+    # CPUAttention's, and its masks with the blocks' and the embeddings'
+    assert [c["_softmax"] for c in calls] == [2, 4] and [c["random_"] for c in calls] == [7, 13]
+    # four matrices a block and the head: each in one product forward and in two backward
+    assert [c["mm"] + c["addmm"] for c in calls] == [3 * 9, 3 * 9 + 2 * 4]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("sizes", [
+    dict(), dict(dropout=0.2, block_size=150), dict(dropout=0.2, vocab_size=9000), dict(activation="gelu_new"),
+], ids=str)  # fmt: skip
+def test_with_recompute_the_gradients_are_the_same_bit_for_bit(autocast, sizes):
+    """Attention by torch's kernel, by CPUAttention in several chunks; the loss at once and in chunks."""
+    (plain, _), (recomputed, _) = step_with_and_without_recompute(autocast, **sizes)
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+
+
+def test_recompute_leaves_evaluation_and_sampling_alone():
+    model = shaken(small(), 0.1)
+    x = torch.randint(23, (2, 12))
+    found = []
+    for recompute in (False, True):
+        model.recompute = recompute
+        with Counted() as counted:
+            logits, loss = model(x, x)
+            loss.backward()
+            model.zero_grad()
+            text = model.generate(x[:, :3], 20, temperature=0)
+        found.append((logits, loss, text, counted.calls))
+    assert all(torch.equal(a, b) for a, b in zip(found[0][:3], found[1][:3], strict=True))
+    assert found[0][3] == found[1][3]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -432,16 +469,16 @@ def test_temperature_0_is_the_most_likely_token():
 def test_top_k_draws_from_the_k_most_likely_and_from_all_of_them():
     logits = torch.tensor([[0.0, 3.0, 1.0, 2.5, -1.0, 2.9]])
     torch.manual_seed(0)
-    drawn = [model_module.choose(logits, 1.0, 3, None).item() for _ in range(300)]
+    drawn = [sample_token(logits, 1.0, 3, None).item() for _ in range(300)]
     assert set(drawn) == {1, 3, 5}
-    assert {model_module.choose(logits, 1.0, 99, None).item() for _ in range(2000)} == set(range(6))
+    assert {sample_token(logits, 1.0, 99, None).item() for _ in range(2000)} == set(range(6))
 
 
 def test_temperature_sharpens_and_flattens_as_softmax_says():
     logits = torch.tensor([[1.0, 0.0]])
     torch.manual_seed(0)
     for temperature in (0.5, 1.0, 2.0):
-        share = sum(model_module.choose(logits, temperature, None, None).item() == 0 for _ in range(4000)) / 4000
+        share = sum(sample_token(logits, temperature, None, None).item() == 0 for _ in range(4000)) / 4000
         assert share == pytest.approx(1 / (1 + math.exp(-1 / temperature)), abs=0.03)
 
 
@@ -456,7 +493,7 @@ def test_ids_that_pad_the_vocabulary_are_never_drawn(how):
     torch.manual_seed(1)
     free = model.generate(torch.full((8, 1), 21), 40, **how)[:, 1:]
     assert (free >= 20).any()
-    bound = model.generate(torch.full((8, 1), 21), 40, known=known, **how)[:, 1:]
+    bound = model.generate(torch.full((8, 1), 21), 40, allowed=known, **how)[:, 1:]
     assert (bound < 20).all()
 
 
@@ -481,278 +518,46 @@ def test_stream_yields_what_generate_returns():
 
 
 # ----------------------------------------------------------------------------------------------
-# what a CPU does another way
+# a model from nanoGPT's checkpoints
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
-def test_each_position_modulo_8_is_dropped_at_the_same_rate(p, dtype):
-    """A random int64 whose top bit is 0 would drop every eighth twice as often (settled 2)."""
+def with_masks(weights, prefix=""):
+    """`weights` as nanoGPT saves them under torch 1: each layer with its causal mask."""
+    masks = {}
+    for name in weights:
+        if name.endswith("attn.c_attn.weight"):
+            masks[name.replace("c_attn.weight", "bias")] = torch.ones(1, 1, 8, 8).tril()
+            masks[name.replace("c_attn.weight", "masked_bias")] = torch.tensor(-1e4)
+    return {prefix + name: tensor for name, tensor in {**weights, **masks}.items()}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_masks_in_a_checkpoint_of_nanogpts_are_skipped(bias):
     torch.manual_seed(0)
-    mask = keep_mask(torch.empty(400_000, dtype=dtype), p)
-    assert mask.dtype == dtype and set(mask.unique().tolist()) == {0.0, 1.0}
-    rates = (mask.view(-1, 8) == 0).float().mean(0)
-    # 50,000 draws: a standard deviation is at most 0.0023; p is rounded to a 256th
-    assert (rates - p).abs().max() < 0.012, rates
-    kept = 1 - round(256 * p) / 256
-    both = ((mask[1:] == 0) & (mask[:-1] == 0)).float().mean()  # neighbours do not know of each other
-    assert both.item() == pytest.approx((1 - kept) ** 2, abs=0.005)
-    assert mask.float().mean().item() == pytest.approx(kept, abs=0.003)
+    model = GPT(GPTConfig(8, 50, 2, 2, 16, 0.0, bias))
+    for parameter in model.parameters():  # biases too are other than a new model's
+        torch.nn.init.normal_(parameter)
+    saved = {"model": with_masks(model.state_dict()), "model_args": model.config.as_model_args()}
+    loaded = GPT.from_checkpoint(saved, "ckpt.pt").state_dict()
+    assert list(loaded) == list(model.state_dict())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("p", [0.1, 0.2, 0.25])
-def test_dropout_in_bfloat16_keeps_the_mean(p):
-    """A mask with the scale in it would be off by what bfloat16 rounds from the scale: 0.33 % for 0.1."""
-    torch.manual_seed(0)
-    x = torch.rand(4_000_000).add_(1).bfloat16()
-    y = model_module.Dropout(p)(x)
-    assert y.dtype == torch.bfloat16 and y.float().mean() / x.float().mean() == pytest.approx(1, abs=1e-3)
-    q, k, v = torch.zeros(2000, 64, 8), torch.zeros(2000, 64, 8), torch.rand(2000, 64, 8) + 1
-    q, k, v = q.bfloat16().requires_grad_(), k.bfloat16(), v.bfloat16().requires_grad_()
-    means = []
-    for used in (p, 0.0):
-        out = CPUAttention.apply(q, k, v, used)
-        (dv,) = torch.autograd.grad(out, v, torch.rand(out.shape).add_(1).bfloat16())
-        means.append((out.float().mean().item(), dv.float().mean().item()))
-    for dropped, plain in zip(*means, strict=True):
-        assert dropped / plain == pytest.approx(1, abs=1.2e-3)
+def test_a_weight_that_is_missing_or_unknown_is_an_error_beside_masks_too():
+    model = GPT(GPTConfig(8, 50, 1, 2, 16, 0.0, True))
+    for change in ({"transformer.h.0.attn.c_attn.bias": None}, {"transformer.h.0.attn.other.bias": torch.zeros(3)}):
+        weights = {name: t for name, t in {**with_masks(model.state_dict()), **change}.items() if t is not None}
+        with pytest.raises(UserError, match=next(iter(change))):
+            GPT.from_checkpoint({"model": weights, "model_args": model.config.as_model_args()}, "ckpt.pt")
 
 
-@pytest.mark.parametrize("shape", [(3,), (8,), (5, 7), (1,)])
-def test_masks_of_every_size_fit(shape):
-    assert keep_mask(torch.empty(shape), 0.3).shape == shape
-
-
-def test_dropout_is_for_training_only_and_drops_the_gradient_with_the_value():
-    dropout = model_module.Dropout(0.5)
-    x = torch.ones(1000, requires_grad=True)
-    y = dropout(x)
-    y.sum().backward()
-    assert torch.equal(x.grad, y.detach()) and set(y.detach().unique().tolist()) == {0.0, 2.0}
-    assert torch.equal(dropout.eval()(x), x) and torch.equal(model_module.Dropout(0.0)(x), x)
-
-
-def test_two_masks_are_not_alike():
-    x = torch.empty(10_000)
-    assert 0.4 < (keep_mask(x, 0.5) == keep_mask(x, 0.5)).float().mean() < 0.6
-
-
-def naive_attention(q, k, v, keep):
-    return reference.attention(q, k, v, keep)
-
-
-@pytest.mark.parametrize("T", [1, 7, 64, 65, 150, 600])
-@pytest.mark.parametrize("p", [0.0, 0.3])
-def test_attention_in_stretches_is_plain_attention_forward_and_backward(monkeypatch, T, p):
-    """In float64 against attention written out; dropout by masks that both sides know."""
-    torch.manual_seed(0)
-    n, hs = (2, 8) if T > 500 else (3, 8)
-    q, k, v, dy = torch.randn(4, n, T, hs, dtype=torch.float64).unbind()
-    whole, asked = torch.ones(n, T, T, dtype=torch.float64), []
-
-    def known_mask(att, p):
-        start = asked[-1] if asked else 0
-        asked.append(start + att.size(1))
-        mask = (torch.rand(att.shape, dtype=att.dtype) >= p).to(att.dtype)
-        whole[:, start : start + att.size(1), : att.size(2)] = mask * 256 / 179  # 0.3 is 77 of 256
-        return mask
-
-    monkeypatch.setattr(model_module, "keep_mask", known_mask)
-    ours = [t.clone().requires_grad_() for t in (q, k, v)]
-    y = CPUAttention.apply(*ours, p)
-    y.backward(dy)
-    assert asked[-1:] == ([T] if p else [])
-    theirs = [t.clone().requires_grad_() for t in (q, k, v)]
-    expected = naive_attention(*theirs, whole)
-    expected.backward(dy)
-    torch.testing.assert_close(y, expected, atol=1e-10, rtol=1e-10)
-    for a, b, name in zip(ours, theirs, "qkv", strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-9, rtol=1e-9, msg=lambda m, name=name: f"d{name}: {m}")
-
-
-def test_attention_in_stretches_passes_torchs_gradient_check():
-    torch.manual_seed(0)
-    q, k, v = (t.requires_grad_() for t in torch.randn(3, 1, 66, 2, dtype=torch.float64))
-    assert torch.autograd.gradcheck(lambda *qkv: CPUAttention.apply(*qkv, 0.0), (q, k, v))
-
-
-@pytest.mark.parametrize("T", [8, 96])
-def test_attention_dropout_drops_probabilities_at_its_rate_by_one_mask_both_ways(T):
-    """With the identity as v the output is the dropped matrix itself, which shows the mask that was drawn."""
-    torch.manual_seed(0)
-    q, k = (t.requires_grad_() for t in torch.randn(2, 4, T, T, dtype=torch.float64))
-    v = torch.eye(T, dtype=torch.float64).expand(4, T, T).clone().requires_grad_()
-    y = CPUAttention.apply(q, k, v, 0.25)
-    seen = torch.ones(T, T, dtype=torch.bool).tril()
-    keep = (y / naive_attention(q, k, v, 1.0)).detach()[:, seen]
-    assert torch.all((keep.abs() < 1e-9) | ((keep - 4 / 3).abs() < 1e-9))  # 0.25 is 64 of 256
-    assert (keep < 0.5).double().mean() == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / keep.numel()))
-    mask, dy = torch.zeros_like(y), torch.randn_like(y)
-    mask[:, seen] = keep
-    ours = torch.autograd.grad(y, (q, k, v), dy)
-    for a, b in zip(ours, torch.autograd.grad(naive_attention(q, k, v, mask), (q, k, v), dy), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
-def test_attention_in_stretches_keeps_to_its_dtype(dtype, tolerance):
-    torch.manual_seed(0)
-    q, k, v, dy = torch.randn(4, 2, 100, 16).unbind()
-    exact = [t.double().requires_grad_() for t in (q, k, v)]
-    expected = naive_attention(*exact, 1.0)
-    expected.backward(dy.double())
-    ours = [t.to(dtype).requires_grad_() for t in (q, k, v)]
-    y = CPUAttention.apply(*ours, 0.0)
-    y.backward(dy.to(dtype))
-    assert y.dtype == dtype
-    for a, b in [(y, expected), *((a.grad, b.grad) for a, b in zip(ours, exact, strict=True))]:
-        assert (a.double() - b).abs().max() < tolerance * b.abs().max()
-
-
-def test_a_training_step_with_dropout_0_has_the_same_gradients_whichever_attention(monkeypatch):
-    """CPUAttention in bfloat16 or with dropout, torch's own in float32 without: here the same model by both."""
-    x, y = torch.randint(23, (2, 3, 12)).unbind()
-    grads = []
-    for dropout in (0.0, 1e-9):  # so small that no byte falls under it, but dropout it is
-        model = shaken(small(dropout=dropout), 0.1).train()
-        model(x, y)[1].backward()
-        grads.append([p.grad for p in model.parameters()])
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-
-
-# ----------------------------------------------------------------------------------------------
-# the loss of a large vocabulary
-
-
-def losses_and_gradients(x, weight, targets, dtype):
-    """Ours: (loss, dx, dweight)."""
-    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    loss = ChunkedCrossEntropy.apply(x, weight, targets, dtype)
-    (3 * loss).backward()
-    return loss.detach(), x.grad, weight.grad
-
-
-def exact_losses_and_gradients(x, weight, targets):
-    """torch's cross_entropy, in float64."""
-    x, weight = x.double().requires_grad_(), weight.double().requires_grad_()
-    loss = F.cross_entropy(x @ weight.T, targets, ignore_index=-1)
-    (3 * loss).backward()
-    return loss.detach(), x.grad, weight.grad
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [2048, 16])
-def test_a_second_way_back_through_the_loss_in_chunks_adds_the_same_gradients(monkeypatch, dtype, rows):
-    monkeypatch.setattr(model_module, "LOSS_ROWS", rows)
-    torch.manual_seed(0)
-    x, weight = torch.randn(37, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
-    loss = ChunkedCrossEntropy.apply(x, weight, torch.randint(50, (37,)), dtype)
-    (3 * loss).backward(retain_graph=True)
-    once = [t.grad.clone() for t in (x, weight)]
-    (3 * loss).backward()
-    assert all(torch.equal(t.grad, 2 * grad) for t, grad in zip((x, weight), once, strict=True))
-
-
-@pytest.mark.parametrize("rows, softmax_rows", [(2048, 32), (16, 64), (16, 8), (10, 3), (1, 1)])
-@pytest.mark.parametrize("ignored", [0, 1, 20])
-def test_the_loss_in_chunks_is_cross_entropy(monkeypatch, rows, softmax_rows, ignored):
-    monkeypatch.setattr(model_module, "LOSS_ROWS", rows)
-    monkeypatch.setattr(model_module, "CPU_SOFTMAX_ROWS", softmax_rows)
-    torch.manual_seed(0)
-    x, weight = torch.randn(37, 8), torch.randn(50, 8)
-    targets = torch.randint(50, (37,))
-    targets[torch.randperm(37)[:ignored]] = -1
-    ours, exact = losses_and_gradients(x, weight, targets, x.dtype), exact_losses_and_gradients(x, weight, targets)
-    for a, b in zip(ours, exact, strict=True):
-        torch.testing.assert_close(a.double(), b, atol=2e-6, rtol=2e-5)
-
-
-@pytest.mark.parametrize("rows", [2048, 10])
-def test_the_loss_in_chunks_holds_in_bfloat16(monkeypatch, rows):
-    monkeypatch.setattr(model_module, "LOSS_ROWS", rows)
-    torch.manual_seed(0)
-    x, weight, targets = torch.randn(37, 8), torch.randn(50, 8), torch.randint(50, (37,))
-    targets[5] = -1
-    exact = exact_losses_and_gradients(x, weight, targets)
-    ours = losses_and_gradients(x, weight, targets, torch.bfloat16)
-    assert ours[1].dtype == ours[2].dtype == torch.float32  # the parameters' own
-    assert ours[0].item() == pytest.approx(exact[0].item(), rel=1e-2)
-    for a, b in zip(ours[1:], exact[1:], strict=True):
-        assert (a.double() - b).abs().max() < 0.03 * b.abs().max()
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-def test_in_training_a_large_vocabulary_has_the_loss_and_gradients_of_a_plain_head(monkeypatch, autocast):
-    x, y = torch.randint(23, (2, 3, 12)).unbind()
-    y[0, :3] = -1
-    found = []
-    for large in (10**9, 1):
-        monkeypatch.setattr(model_module, "LARGE_VOCABULARY", large)
-        monkeypatch.setattr(model_module, "LOSS_ROWS", 8)
-        monkeypatch.setattr(model_module, "CPU_SOFTMAX_ROWS", 5)
-        model = shaken(small(), 0.1).train()
-        with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
-            logits, loss = model(x, y)
-        assert (logits is None) == (large == 1)
-        loss.backward()
-        found.append([loss.detach(), *(p.grad for p in model.parameters())])
-        with torch.no_grad():
-            logits, evaluated = model.eval()(x, y)
-        assert logits.shape == (3, 12, 23)  # evaluation has them
-        found[-1].append(evaluated)
-    for a, b in zip(*found, strict=True):
-        scale = a.abs().max().item() + 1e-6
-        assert (a - b).abs().max().item() < (0.03 if autocast else 1e-5) * scale
-
-
-class Counted(TorchDispatchMode):
-    """How often each of torch's operations ran within it."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = collections.Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_wide_models_norms_and_gelus_are_done_twice_and_no_product_is(monkeypatch, autocast, bias):
-    x, y = torch.randint(23, (2, 3, 12)).unbind()
-    found, calls = [], []
-    for wide in (10**9, 16):
-        monkeypatch.setattr(model_module, "WIDE", wide)
-        model = shaken(small(bias=bias, dropout=0.2), 0.1).train()
-        with Counted() as counted, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = model(x, y)[1]
-            loss.backward()
-        found.append([loss.detach(), *(p.grad for p in model.parameters())])
-        calls.append(counted.calls)
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # the same dropout, too
-    assert [c["gelu"] for c in calls] == [2, 4] and [c["gelu_backward"] for c in calls] == [2, 2]
-    assert [c["native_layer_norm"] for c in calls] == [5, 9]  # the last one, before the head, is kept
-    assert calls[0]["mm"] + calls[0]["addmm"] == calls[1]["mm"] + calls[1]["addmm"] > 0
-
-
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not in this torch")
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_packed_model_computes_and_samples_the_same(bias):
-    plain = shaken(GPT(GPTConfig(32, 101, 2, 2, 64, 0.0, bias)), 0.1).eval()
-    packed = shaken(GPT(GPTConfig(32, 101, 2, 2, 64, 0.0, bias)), 0.1).eval()
-    packed.load_state_dict(plain.state_dict())
-    packed.pack()
-    assert not any(isinstance(m, torch.nn.Linear) for m in packed.modules())
-    x = torch.randint(101, (3, 7))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        ours, exact = packed(x)[0].float(), plain(x)[0].float()
-        assert (ours - exact).abs().max() <= 0.01 * exact.abs().max() and exact.std() > 0.1
-        # past the context's end, too
-        assert torch.equal(packed.generate(x, 40, temperature=0), plain.generate(x, 40, temperature=0))
-
-
-def test_the_golden_figures_are_those_that_the_project_was_given(shared):
-    for path in (shared / "golden").iterdir():
-        assert (GOLDEN / path.name).read_bytes() == path.read_bytes()
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module."])
+def test_a_checkpoint_with_masks_samples_and_is_trained_on(run, project, tmp_path, prefix):
+    run("train.py", *flags(TINY, out_dir=tmp_path))
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    keys = ("optimizer", "model_args", "iter_num", "best_val_loss", "config")
+    nanogpts = {"model": with_masks(saved["model"], prefix)} | {key: saved[key] for key in keys}
+    (tmp_path / "last.pt").unlink()
+    torch.save(nanogpts, tmp_path / "ckpt.pt")
+    run("sample.py", *flags(out_dir=tmp_path, device="cpu", num_samples=1, max_new_tokens=5))
+    run("train.py", *flags(out_dir=tmp_path, init_from="resume", device="cpu", max_iters=10, lr_decay_iters=10))

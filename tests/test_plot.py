@@ -1,10 +1,11 @@
-"""plot.py: what it draws of a run's log, and what it says where there is none."""
+"""tools/plot.py: what it draws of a run's log, and what it says where there is none."""
 
 import runpy
 import sys
 
 import pytest
 from conftest import ROOT
+
 from nanogpt.errors import UserError
 
 pytest.importorskip("matplotlib")
@@ -62,7 +63,7 @@ def test_runs_are_labelled_by_the_settings_in_which_they_differ(plot, tmp_path, 
         folders[1]: shared | {"learning_rate": 3e-3, "out_dir": "b", "wandb_run_name": "y"},
         folders[2]: shared | {"learning_rate": 3e-3, "out_dir": "c"},
     }
-    import checkpoint
+    from nanogpt import checkpoint
 
     monkeypatch.setattr(checkpoint, "peek", lambda out: {"config": configs[out]} if out in configs else {})
     labels = [text.split(":")[0] for text in runs_legend(plot(*folders, f"--to={tmp_path / 'x.svg'}"))]
@@ -102,7 +103,7 @@ def test_what_cannot_be_drawn_is_one_clear_error(plot, tmp_path):
         with pytest.raises(UserError, match=message):
             plot(str(tmp_path / "bad"))
     for arguments, message in (
-        ([], "python plot.py OUT_DIR"),
+        ([], "python tools/plot.py OUT_DIR"),
         ([str(tmp_path / "none")], "no folder"),
         ([str(tmp_path / "bare")], "no log.csv in"),
         ([good, "--to=" + str(tmp_path / "x.nonsense")], "nonsense"),

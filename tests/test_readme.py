@@ -1,4 +1,4 @@
-"""README's settings table is the scripts' own, and each of its commands works."""
+"""README, docs/ and CONTRIBUTING.md: each command works, each example too, and each link leads somewhere."""
 
 import math
 import os
@@ -10,35 +10,36 @@ import sys
 from pathlib import Path
 
 import pytest
-import settings_table
 import transformers
-from conftest import ROOT, SHARED, copy_project, write_synthetic
+from conftest import ROOT, copy_project, write_synthetic
 
 import configurator
 
-README = ROOT / "README.md"
-pytestmark = pytest.mark.skipif(not README.exists(), reason="README.md is still to be written")
+README, DOCS, CONTRIBUTING = ROOT / "README.md", sorted(ROOT.glob("docs/*.md")), ROOT / "CONTRIBUTING.md"
 
 
-def test_the_settings_table_is_the_scripts_own():
-    text = README.read_text(encoding="utf-8")
-    found = re.search("<!-- settings:begin -->\n(.*?)<!-- settings:end -->", text, re.S)
-    assert found, "README.md has no settings:begin and settings:end markers"
-    assert found[1].strip() == settings_table.tables(), "stale: paste what python tests/settings_table.py prints"
+def blocks(path, language):
+    """The text of each block in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.S | re.M)
 
 
 # ----------------------------------------------------------------------------------------------
 # the commands
 
 
-def commands():
-    """Each command in README's sh blocks, those joined by && taken apart."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+def commands_in(block):
+    """Each command in the text of a block, those joined by && taken apart."""
+    lines = block.replace("\\\n", " ").splitlines()
     lines = [re.sub(r"\s#.*", "", line).strip() for line in lines if not line.startswith("#")]
     whole = [line for line in lines if line and "requirements-dev.txt" not in line]  # that one is the command we are in
     parts = [part.strip() for line in whole for part in line.split("&&")]
     return [re.sub(r"\.venv/bin/|\bpython3\b", lambda m: "" if "venv" in m[0] else "python", part) for part in parts]
+
+
+def commands():
+    """Each command that a reader may type: README's, then those of docs/ by name, then CONTRIBUTING.md's."""
+    found = [block for path in [README, *DOCS] for block in blocks(path, "sh")] + blocks(CONTRIBUTING, "bash")
+    return [command for block in found for command in commands_in(block)]
 
 
 def requirements_are_met(command, project):
@@ -82,6 +83,7 @@ NOT_RUN = [
     (r"python data/openwebtext/prepare\.py.*", "fetches 53 GB", settings_parse),
     (r"(\w+=\S+ )*torchrun .*--nnodes=.*", "needs several machines", settings_parse),
     (r"python tests/bench\.py.*", "takes minutes to hours, and its timings want a quiet machine", is_a_program),
+    (r"python -m pytest .*|ruff check \.|\.ci/run", "these tests are a part of it", None),
 ]
 
 # A GPT-2 of another size, in a folder, for OpenAI's from the network.
@@ -100,7 +102,7 @@ RUN = [
     (r"python train\.py.*", SIZES),
     (r"(\w+=\S+ )*torchrun --standalone .*train\.py.*", SIZES),
     (r"(echo .*\| *)?python sample\.py.*", "--device=cpu --max_new_tokens=20"),
-    (r"python (plot|export)\.py.*", ""),
+    (r"python tools/(plot|export)\.py.*", ""),
 ]
 
 
@@ -114,12 +116,38 @@ def test_every_command_has_a_rule():
     assert [p for p, *_ in NOT_RUN + RUN if not any(re.fullmatch(p, c) for c in commands())] == []
 
 
+def test_every_command_inside_a_sentence_takes_its_settings(project):
+    for path in [README, *DOCS, CONTRIBUTING]:
+        text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+        for command in re.findall(r"`((?:python|torchrun) [^`]*\.py[^`]*)`", text.replace("\n", " ")):
+            (is_a_program if " tests/" in command else settings_parse)(command, project)
+
+
 def test_the_slurm_script_starts_a_run_whose_settings_fit(project):
-    [script] = re.findall(r"^```bash\n(#!/bin/bash.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
+    text = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    [script] = re.findall(r"^```bash\n(#!/bin/bash.*?)^```", text, re.S | re.M)
     [nodes] = re.findall(r"#SBATCH .*--nodes=(\d+)", script)
     [command] = re.findall(r"^srun (torchrun .*)$", script.replace("\\\n", " "), re.M)
     settings_parse(command.replace('"$SLURM_NNODES"', nodes), project)
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+
+
+TEXT = Path(os.__file__).read_text(encoding="utf-8")[:30000]
+
+
+def type_in(project, command):
+    """Runs `command`, one that RUN has a rule for, in that folder; its Result."""
+    [added] = rule(command, RUN)
+    environment = os.environ | {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
+    for word in shlex.split(command):
+        if word.endswith(".txt") and "/" not in word:  # the user's own text, or prompt
+            (project / word.removeprefix("--start=FILE:")).write_text(TEXT, encoding="utf-8")
+    small = re.sub(r"--nproc_per_node=\d+", "--nproc_per_node=2", f"{command} {added}")
+    shell = ["bash", "-c", small]
+    done = subprocess.run(shell, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{small}\n{done.stdout}\n{done.stderr}"
+    return done
 
 
 @pytest.mark.slow
@@ -127,16 +155,11 @@ def test_every_command_works_in_turn(tmp_path):
     project = copy_project(tmp_path / "copy")
     for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
         shutil.copy(ROOT / name, project)
-    shutil.copytree(ROOT / "tests", project / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests", project / "tests", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     # what the commands would fetch, or what is the user's: a text, and tokens for the largest dataset
-    text = Path(os.__file__).read_text(encoding="utf-8")[:30000]
-    (project / "data" / "shakespeare_char" / "input.txt").write_text(text, encoding="utf-8")
+    (project / "data" / "shakespeare_char" / "input.txt").write_text(TEXT, encoding="utf-8")
     write_synthetic(project / "data" / "openwebtext", meta=None)
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**TINY_GPT2)).save_pretrained(project / "tiny-gpt2")
-    environment = os.environ | {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
-    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
-    if (SHARED / "tiktoken").is_dir():
-        environment.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken"))
     for command in commands():
         left_out = rule(command, NOT_RUN)
         if left_out:
@@ -144,11 +167,48 @@ def test_every_command_works_in_turn(tmp_path):
             if check:
                 check(command, project)
             continue
-        [added] = rule(command, RUN)
-        for word in shlex.split(command):
-            if word.endswith(".txt") and "/" not in word:  # the user's own text, or prompt
-                (project / word.removeprefix("--start=FILE:")).write_text(text, encoding="utf-8")
-        small = re.sub(r"--nproc_per_node=\d+", "--nproc_per_node=2", f"{command} {added}")
-        shell = ["bash", "-c", small]
-        done = subprocess.run(shell, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{small}\n{done.stdout}\n{done.stderr}"
+        type_in(project, command)
+    # docs/gpt2.md's program reads the folder that one of the commands has exported
+    [program] = blocks(ROOT / "docs" / "gpt2.md", "python")
+    program = re.sub(r"max_new_tokens=\d+", "max_new_tokens=8", program)  # the small model's context is a short one
+    done = subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("The "), done.stderr
+
+
+@pytest.mark.slow
+def test_the_prepare_script_in_docs_data_makes_a_dataset_that_train_and_sample_take(work):
+    document = ROOT / "docs" / "data.md"
+    [script], [typed] = blocks(document, "python"), blocks(document, "bash")
+    [path] = re.findall(r"Save it as `(data/\w+/prepare\.py)`", document.read_text(encoding="utf-8"))
+    (work / path).parent.mkdir()
+    (work / path).write_text(script, encoding="utf-8")
+    (work / path).with_name("input.txt").write_text(TEXT, encoding="utf-8")
+    prepare, train, sample = commands_in(typed)
+    type_in(work, prepare)
+    characters = len(set(TEXT.lower()))
+    assert f"found vocab_size = {characters}" in type_in(work, train).stdout
+    written = type_in(work, sample).stdout
+    assert written.startswith("the ") and written == written.lower()
+
+
+# ----------------------------------------------------------------------------------------------
+# the links
+
+
+def anchors(path):
+    """The names that GitHub gives the headings of a document."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [README, *DOCS, CONTRIBUTING], ids=lambda path: path.name)
+def test_every_link_leads_to_a_file_and_a_heading_in_it(path):
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    for link in links:
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link

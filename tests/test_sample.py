@@ -10,7 +10,7 @@ import pytest
 import reference
 import torch
 from conftest import CHARACTERS, META, TINY, error_line, flags, tree, write_synthetic
-from test_train import as_nanogpt_saves
+from runs import as_nanogpt_saves
 
 DASHES = "-" * 15
 CPU = ["--device=cpu", "--dtype=float32"]
@@ -120,17 +120,10 @@ def test_a_prompt_that_looks_like_a_number_is_a_text(sample):
     assert texts(sample(num_samples=1, max_new_tokens=3, start="1234"))[0].startswith("1234")
 
 
-def test_nothing_is_compiled_unless_asked_for(run, synthetic_run, project):
-    (project / "uncompiled.py").write_text(
-        "import os, runpy, sys, torch\n"
-        "def refuse(*args, **options):\n    raise AssertionError('compiled')\n"
-        "torch.compile = refuse\n"
-        "sys.argv[0] = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'sample.py')\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
+def test_nothing_is_compiled_unless_asked_for(run, synthetic_run):
     arguments = [*CPU, f"--out_dir={synthetic_run[0]}", "--num_samples=1", "--max_new_tokens=2"]
-    run("uncompiled.py", *arguments)
-    assert "compiled" in run("uncompiled.py", *arguments, "--compile=True", expect=1).stderr
+    run("tests/programs/refuse_compile.py", *arguments)
+    assert "compiled" in run("tests/programs/refuse_compile.py", *arguments, "--compile=True", expect=1).stderr
 
 
 # ----------------------------------------------------------------------------------------------

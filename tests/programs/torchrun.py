@@ -1,0 +1,5 @@
+"""The command torchrun."""
+
+from torch.distributed.run import main
+
+main()

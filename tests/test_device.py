@@ -1,0 +1,218 @@
+"""nanogpt/device.py: what 'auto' means on machines of many kinds, which are imitated here."""
+
+import types
+
+import pytest
+import torch
+from conftest import machine
+
+from nanogpt import device as devices, device as device_module
+from nanogpt.device import emulation_remark, pick_compile, pick_device, pick_dtype, pick_threads, usable_cores
+from nanogpt.errors import UserError
+
+def test_the_device_is_cuda_else_mps_else_cpu(monkeypatch):
+    for cuda, mps, expected in [(2, False, "cuda"), (1, True, "cuda"), (0, True, "mps"), (0, False, "cpu")]:
+        machine(monkeypatch, cuda, mps)
+        assert pick_device("auto") == expected
+        assert pick_device("cpu") == "cpu"
+    machine(monkeypatch, cuda=2)
+    assert pick_device("cuda") == "cuda" and pick_device("cuda:1") == "cuda:1"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps", "cpu:1", "gpu", "cuda:x", "cuda:-1", "", "0", "CPU", True])
+def test_a_device_that_is_not_there_is_an_error(monkeypatch, device):
+    machine(monkeypatch)
+    with pytest.raises(UserError, match=f"--device={device}"):
+        pick_device(device)
+
+
+def test_a_gpu_beyond_those_that_are_there_is_an_error(monkeypatch):
+    machine(monkeypatch, cuda=2)
+    with pytest.raises(UserError, match="--device=cuda:2: there is no such device.*2 cuda"):
+        pick_device("cuda:2")
+
+
+def test_the_dtype_is_bfloat16_where_it_is_fast(monkeypatch):
+    machine(monkeypatch, cuda=1, bf16=True)
+    assert pick_dtype("auto", "cuda") == pick_dtype("auto", "cuda:1") == "bfloat16"
+    machine(monkeypatch, cuda=1, bf16=False)  # before Ampere: emulated
+    assert pick_dtype("auto", "cuda") == "float16"
+    for bf16, amx, expected in [(True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")]:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda bf16=bf16: bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert pick_dtype("auto", "cpu") == expected
+    for dtype in ("float32", "bfloat16", "float16"):
+        assert pick_dtype(dtype, "cpu") == dtype
+    for wrong in ("float64", "bf16", "", True):
+        with pytest.raises(UserError, match=f"--dtype={wrong}"):
+            pick_dtype(wrong, "cpu")
+
+
+def test_compile_pays_on_cuda_and_needs_its_compiler(monkeypatch, tmp_path):
+    found = {"triton": True, "g++": True, "gcc": True}
+    monkeypatch.setattr(device_module.sysconfig, "get_path", lambda name: str(tmp_path / name))
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "Python.h").touch()
+    capability = [(8, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability[0])
+    monkeypatch.setattr(device_module.importlib.util, "find_spec", lambda name: found.get(name) or None)
+    monkeypatch.setattr(device_module.shutil, "which", lambda name: found.get(name) or None)
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    assert pick_compile("auto", "cuda") == pick_compile(True, "cuda:0") == (True, None)
+    assert pick_compile("auto", "cpu") == pick_compile(False, "cuda") == (False, None)
+    assert pick_compile(True, "cpu") == (True, None)
+    for name, device in (("CC", "cuda"), ("CXX", "cpu")):  # one that is asked for is the one that is used
+        monkeypatch.setenv(name, "nocc")
+        chosen, said = pick_compile(True, device)
+        assert chosen is False and "compiler" in said
+        monkeypatch.delenv(name)
+    (tmp_path / "include" / "Python.h").unlink()
+    for device in ("cuda", "cpu"):
+        chosen, said = pick_compile(True, device)
+        assert chosen is False and "Python.h" in said
+    (tmp_path / "include" / "Python.h").touch()
+    capability[0] = (6, 1)
+    assert pick_compile("auto", "cuda")[0] is False and "7.0" in pick_compile("auto", "cuda")[1]
+    del found["gcc"]
+    assert pick_compile("auto", "cuda")[0] is False and "C compiler" in pick_compile("auto", "cuda")[1]
+    found.clear()
+    for device, missing in (("cuda", "Triton"), ("cpu", "C++ compiler")):
+        chosen, said = pick_compile(True, device)
+        assert chosen is False and missing in said
+    for wrong in ("yes", "1", ""):
+        with pytest.raises(UserError, match=f"--compile={wrong}"):
+            pick_compile(wrong, "cpu")
+
+
+@pytest.mark.parametrize("omp, processes, cores, threads", [
+    (None, 1, 16, 16), (None, 2, 16, 8), ("1", 2, 16, 8), ("1", 1, 16, 1), ("4", 2, 16, 4), ("4", 1, 16, 4),
+    ("1", 8, 4, 1), ("1", 3, 16, 5), ("", 2, 16, 8), ("0", 2, 16, 8), ("x", 1, 16, 16), ("4,2", 1, 16, 16),
+])  # fmt: skip
+def test_threads_share_the_cores_and_torchruns_1_is_its_default(omp, processes, cores, threads):
+    assert pick_threads(omp, processes, cores) == threads
+
+
+@pytest.mark.parametrize("threads, processes, cores, chosen", [
+    ("1", 2, 16, 8), (None, 2, 16, 8), ("3", 2, 16, 3), (None, 1, 16, 16), ("1", 1, 16, 1), ("1", 32, 16, 1),
+    ("", 2, 16, 8), ("many", 4, 16, 4), ("0", 4, 16, 4),
+])  # fmt: skip
+def test_threads_are_the_cores_shared_out_unless_given(threads, processes, cores, chosen):
+    assert pick_threads(threads, processes, cores) == chosen
+
+
+def test_cores_are_those_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"num_physical_cores": 8})
+    monkeypatch.setattr(device_module.os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert usable_cores("no such file") == 3
+    monkeypatch.setattr(device_module.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    assert usable_cores("no such file") == 8
+
+
+@pytest.mark.parametrize("cpu_max, cores", [
+    ("max 100000\n", 8), ("200000 100000\n", 2), ("250000 100000\n", 3), ("50000 100000\n", 1), ("1600000 100000\n", 8),
+    ("", 8), ("200000\n", 8), ("200000 0\n", 8),
+])  # fmt: skip
+def test_a_containers_quota_of_processor_time_bounds_the_cores(monkeypatch, tmp_path, cpu_max, cores):
+    """cpu.max has microseconds of processor time, and of the period that they are for (the kernel's cgroup-v2.rst)."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"num_physical_cores": 8})
+    monkeypatch.setattr(device_module.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    (tmp_path / "cpu.max").write_text(cpu_max)
+    assert usable_cores(tmp_path / "cpu.max") == cores
+
+
+# ----------------------------------------------------------------------------------------------
+# a dtype that is only emulated is said
+
+
+@pytest.mark.parametrize("device, dtype, here, remark", [
+    ("cpu", "float32", {}, False),
+    ("cpu", "bfloat16", dict(bf16=False, avx2=True), True),
+    ("cpu", "bfloat16", dict(bf16=True, avx2=True), False),
+    ("cpu", "bfloat16", dict(bf16=False, avx2=False), False),  # no x86: torch cannot tell
+    ("cpu", "float16", dict(capabilities={"architecture": "x86_64", "avx512_fp16": False, "amx_fp16": False}), True),
+    ("cpu", "float16", dict(capabilities={"architecture": "x86_64", "avx512_fp16": True}), False),
+    ("cpu", "float16", dict(capabilities={"architecture": "aarch64"}), False),
+    ("cuda:1", "bfloat16", dict(gpu=False), True),
+    ("cuda", "bfloat16", dict(gpu=True), False),
+    ("cuda", "float16", dict(gpu=False), False),
+    ("mps", "bfloat16", {}, False),
+])  # fmt: skip
+def test_a_dtype_that_the_device_only_emulates_is_said(monkeypatch, device, dtype, here, remark):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: here.get("bf16"))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: here.get("avx2"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: here.get("capabilities", {}))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: here.get("gpu"))
+    found = emulation_remark(dtype, device)
+    assert bool(found) == remark
+    if remark:
+        assert device in found and dtype in found and "--dtype=float32" in found
+
+
+# ----------------------------------------------------------------------------------------------
+# the clock of each device, and what a version of torch that tells less of the CPU gives
+
+
+class MPSEvent:
+    """torch.mps.Event as torch's MPSEvent.mm has it: whoever waits for an event takes its one signal."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+        self.signalled = False
+
+    def record(self):
+        MPSEvent.now += 0.25
+        self.time, self.signalled = MPSEvent.now, True
+
+    def synchronize(self):
+        assert self.signalled, "this waits forever"
+        self.signalled = False
+
+    def elapsed_time(self, end):
+        end.synchronize()
+        return 1000 * (end.time - self.time)
+
+
+class CUDAEvent(MPSEvent):
+    """torch.cuda.Event: elapsed_time() fails where the end has not been waited for."""
+
+    def record(self):
+        super().record()
+        self.waited = False
+
+    def synchronize(self):
+        self.waited = True
+
+    def elapsed_time(self, end):
+        if not end.waited:
+            raise RuntimeError("CUDA error: device not ready")
+        return 1000 * (end.time - self.time)
+
+
+@pytest.mark.parametrize("kind, event", [("mps", MPSEvent), ("cuda", CUDAEvent)])
+def test_the_clock_waits_for_each_mark_once(monkeypatch, kind, event):
+    monkeypatch.setattr(torch, kind, types.SimpleNamespace(Event=event))
+    clock = devices.Clock(kind)
+    last = clock.mark()
+    for logged in (True, True, False, True):  # as train.py's loop has it: a mark ends an iteration and begins the next
+        now = clock.mark()
+        if logged:
+            assert clock.seconds(last, now) == pytest.approx(0.25)
+        last = now
+
+
+def test_a_torch_that_does_not_know_the_cpu_computes_in_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert devices.pick_dtype("auto", "cpu") == "bfloat16"
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert devices.fast_bfloat16() is False and devices.pick_dtype("auto", "cpu") == "float32"
+
+
+def test_a_torch_that_does_not_count_cores_takes_those_that_are_allowed(monkeypatch, tmp_path):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert devices.usable_cores(str(tmp_path / "no quota")) == 6

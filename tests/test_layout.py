@@ -1,0 +1,195 @@
+"""The layout holds: which module may import which, what lies where, and how long a file is.
+
+What is allowed stands in CONTRIBUTING.md and shared/DESIGN.md's section "Layout".
+"""
+
+import ast
+import re
+import subprocess
+import tokenize
+import tomllib
+
+import pytest
+from conftest import ROOT, project_code
+
+SCRIPTS = {"train", "sample", "tools.plot", "tools.export"}
+
+
+def module_name(path):
+    """nanogpt/errors.py -> nanogpt.errors, nanogpt/__init__.py -> nanogpt."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in project_code() if path.parts[0] != "config"}
+
+
+def tree_of(path):
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
+def imports_of(module):
+    """The project's modules that `module` imports, inside functions too."""
+    found = set()
+    for node in ast.walk(tree_of(MODULES[module])):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            # `from nanogpt import optim` names a module, `from nanogpt.optim import Muon` does not
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & MODULES.keys() or {node.module}
+    return {name for name in found if name.partition(".")[0] in {m.partition(".")[0] for m in MODULES}}
+
+
+IMPORTS = {module: imports_of(module) for module in MODULES}
+
+
+def room(module):
+    return module.partition(".")[0]
+
+
+def test_the_imports_are_found_by_this_file():
+    """Each kind once: of a module, of a name in it, inside a function."""
+    assert {"nanogpt.optim", "nanogpt.cpu_kernels"} <= IMPORTS["model"]
+    assert {"configurator", "model", "data.bins", "nanogpt.errors"} <= IMPORTS["train"]
+    assert IMPORTS["nanogpt.errors"] == set()
+    assert len(MODULES) > 20 and SCRIPTS <= MODULES.keys()
+
+
+def test_every_module_that_is_imported_exists():
+    assert {name for names in IMPORTS.values() for name in names} <= MODULES.keys()
+
+
+def test_nothing_in_nanogpt_imports_what_stands_above_it():
+    above = {m: sorted(i for i in IMPORTS[m] if room(i) != "nanogpt") for m in MODULES if room(m) == "nanogpt"}
+    assert {module: found for module, found in above.items() if found} == {}
+
+
+def test_errors_imports_nothing_of_the_project():
+    assert IMPORTS["nanogpt.errors"] == set()
+
+
+@pytest.mark.parametrize("module, may_import", [
+    ("configurator", {"nanogpt"}), ("model", {"nanogpt"}), ("data", {"nanogpt", "configurator", "data"}),
+])  # fmt: skip
+def test_configurator_model_and_data_import_only_what_stands_below_them(module, may_import):
+    found = {m: sorted(i for i in IMPORTS[m] if room(i) not in may_import) for m in MODULES if room(m) == module}
+    assert {m: others for m, others in found.items() if others} == {}
+
+
+def test_nothing_imports_a_script():
+    scripts = SCRIPTS | {module for module in MODULES if module.endswith(".prepare")}
+    assert {module: names & scripts for module, names in IMPORTS.items() if names & scripts} == {}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    left = {module: names - {module} for module, names in IMPORTS.items()}
+    while leaves := [module for module, names in left.items() if not names & left.keys()]:
+        for module in leaves:
+            del left[module]
+    assert left == {}
+
+
+def test_the_top_level_holds_the_files_of_the_layout_and_nothing_else():
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("no git, or no git checkout")
+    found = {line.partition("/")[0] for line in done.stdout.splitlines()}
+    files = "train.py model.py sample.py configurator.py README.md CONTRIBUTING.md LICENSE pyproject.toml"
+    files += " requirements.txt requirements-dev.txt .gitignore"
+    folders = "config data docs nanogpt tests tools .ci .github"
+    assert found <= set(f"{files} {folders}".split())
+
+
+LINES = {"train.py": 340, "model.py": 310, "sample.py": 130, "configurator.py": 180, "README.md": 250}
+LINES |= {str(path): 330 for path in project_code() if path.parts[0] == "nanogpt"}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_file_is_no_longer_than(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= LINES[name]
+
+
+def test_class_gpt_begins_early_in_model_py():
+    [line] = [node.lineno for node in tree_of("model.py").body if isinstance(node, ast.ClassDef) and node.name == "GPT"]
+    assert line <= 140
+
+
+@pytest.mark.parametrize("path", project_code(), ids=str)
+def test_no_line_is_squeezed(path):
+    """At most 120 characters, and no semicolon between two statements; ruff's E701 sees to `if x: y`."""
+    with open(ROOT / path, encoding="utf-8") as f:
+        lines = f.read().splitlines()
+        assert [n for n, line in enumerate(lines, 1) if len(line) > 120] == []
+        f.seek(0)
+        assert [token.start[0] for token in tokenize.generate_tokens(f.readline) if token.string == ";"] == []
+
+
+DECIDED_BEFORE = {"device", "device_type", "sharding", "processes", "log", "rank", "world_size"}
+
+
+def test_the_training_loop_asks_nothing_that_is_decided_before_it():
+    """No `if` on the device, the sharding, the number of processes or a log; only whether the run was asked to stop."""
+    [loop] = [node for node in tree_of("train.py").body if isinstance(node, ast.While)]
+    tests = [node.test for node in ast.walk(loop) if isinstance(node, (ast.If, ast.IfExp))]
+    assert len(tests) > 5
+    asked = {}
+    for test in tests:
+        stop = [call for call in ast.walk(test) if ast.unparse(call) == "processes.asked_to_stop()"]
+        skipped = {id(name) for call in stop for name in ast.walk(call)}
+        names = {n.id for n in ast.walk(test) if isinstance(n, ast.Name) and id(n) not in skipped}
+        if names & DECIDED_BEFORE:
+            asked[test.lineno] = ast.unparse(test)
+    assert asked == {}
+
+
+def test_contributing_names_every_module_of_nanogpt():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    modules = [str(path) for path in project_code() if path.parts[0] == "nanogpt" and path.name != "__init__.py"]
+    assert [path for path in modules if f"`{path}`" not in text] == []
+
+
+# ----------------------------------------------------------------------------------------------
+# requirements.txt, constraints.txt and pyproject.toml name the same things
+
+
+def required(name):
+    """The requirements in a file, without comments and references to other files."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return sorted(line.strip() for line in lines if line.strip() and not line.startswith(("#", "-")))
+
+
+def project_table():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_torch_is_a_range_and_the_tested_version_is_a_constraint():
+    [torch] = [line for line in required("requirements.txt") if line.startswith("torch")]
+    assert re.fullmatch(r"torch>=2\.\d+,<3", torch)
+    assert required("constraints.txt") == ["torch==2.13.0"]
+    assert (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").count("torch") == 0
+
+
+def test_readmes_commands_install_the_tested_version():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    commands = [line for line in lines if "pip install -r requirements" in line]
+    assert len(commands) == 2 and all("-c constraints.txt" in line for line in commands)
+    assert [line for line in lines if "torch==" in line] == []
+    first = next(line for line in lines if "requirements-dev.txt" in line)  # what .ci/run runs
+    assert first.startswith("python3 -m venv .venv && ") and "-m pytest" in first
+
+
+def test_pyproject_has_what_the_requirements_have():
+    project = project_table()["project"]
+    assert sorted(project["dependencies"]) == required("requirements.txt")
+    extras = project["optional-dependencies"]
+    assert set(extras) == {"hf", "data", "plot", "log", "dev"}
+    assert sorted(extras["dev"]) == required("requirements-dev.txt")
+    both = {line for name in ("hf", "data", "plot", "log") for line in extras[name]} - {"wandb>=0.18,<1"}
+    assert both <= set(extras["dev"])  # one range for each library
+
+
+def test_scripts_are_not_installed_as_a_package():
+    tool = project_table()["tool"]
+    assert tool["setuptools"] == {"packages": [], "py-modules": []} and tool["uv"] == {"package": False}

@@ -1,0 +1,234 @@
+"""nanogpt/mfu.py: the peaks of devices, against the makers' data sheets. shared/DESIGN.md's section "MFU"."""
+
+import re
+
+import pytest
+import torch
+from conftest import TINY, flags, machine
+
+from nanogpt import mfu
+from nanogpt.distributed import Processes
+from nanogpt.mfu import find_peak_flops, measure_peak, peak_from_table
+
+# name as torch gives it: 16-bit, tf32, float32 in TFLOPS: the makers' data sheets, dense
+PEAKS = {
+    "NVIDIA B200": (2250, 1125, 75),
+    "NVIDIA GB200": (2500, 1250, 75),
+    "NVIDIA H100 80GB HBM3": (989.4, 494.7, 67),
+    "NVIDIA H200": (989.4, 494.7, 67),
+    "NVIDIA GH200 480GB": (989.4, 494.7, 67),
+    "NVIDIA H100 PCIe": (756, 378, 51),
+    "NVIDIA H100 NVL": (835, 417, 60),
+    "NVIDIA A100-SXM4-40GB": (312, 156, 19.5),
+    "NVIDIA A100-SXM4-80GB": (312, 156, 19.5),
+    "NVIDIA A100-PCIE-40GB": (312, 156, 19.5),
+    "NVIDIA A100 80GB PCIe": (312, 156, 19.5),
+    "A100-SXM4-40GB": (312, 156, 19.5),
+    "NVIDIA A800-SXM4-80GB": (312, 156, 19.5),
+    "NVIDIA A800 80GB PCIe": (312, 156, 19.5),
+    "NVIDIA A30": (165, 82, 10.3),
+    "NVIDIA A40": (149.7, 74.8, 37.4),
+    "NVIDIA A10": (125, 62.5, 31.2),
+    "NVIDIA L40S": (362, 183, 91.6),
+    "NVIDIA L4": (121, 60, 30.3),
+    "NVIDIA RTX A6000": (154.8, 77.4, 38.7),
+    "NVIDIA RTX 6000 Ada Generation": (364, 182, 91.1),
+    "NVIDIA GeForce RTX 5090": (209.5, 104.8, 104.8),
+    "NVIDIA GeForce RTX 4090": (165.2, 82.6, 82.6),
+    "NVIDIA GeForce RTX 3090": (71, 35.6, 35.6),
+    "NVIDIA GeForce RTX 3060": (25.5, 12.7, 12.7),
+    "AMD Instinct MI300X": (1307, 654, 163.4),
+    "AMD Instinct MI250X": (191.5, None, 23.9),
+}
+BEFORE_AMPERE = {"Tesla V100-SXM2-16GB": (125, 15.7), "Tesla V100-SXM2-32GB": (125, 15.7), "Tesla T4": (65, 8.1)}
+# SMs, boost clock in GHz for the tensor cores, FLOPs a cycle an SM; then those of float32 and its clock
+NVIDIA = {
+    "NVIDIA H100 80GB HBM3": (132, 1.830, 4096, 256, 1.980),
+    "NVIDIA H100 PCIe": (114, 1.620, 4096, 256, 1.755),
+    "NVIDIA A100-SXM4-80GB": (108, 1.410, 2048, 128, 1.410),
+    "NVIDIA A30": (56, 1.440, 2048, 128, 1.440),
+    "NVIDIA A40": (84, 1.740, 1024, 256, 1.740),
+    "NVIDIA A10": (72, 1.695, 1024, 256, 1.695),
+    "NVIDIA L40S": (142, 2.520, 1024, 256, 2.520),
+    "NVIDIA L4": (58, 2.040, 1024, 256, 2.040),
+    "NVIDIA RTX A6000": (84, 1.800, 1024, 256, 1.800),
+    "NVIDIA RTX 6000 Ada Generation": (142, 2.505, 1024, 256, 2.505),
+    "NVIDIA GeForce RTX 5090": (170, 2.407, 512, 256, 2.407),
+    "NVIDIA GeForce RTX 4090": (128, 2.520, 512, 256, 2.520),
+    "NVIDIA GeForce RTX 3090": (82, 1.695, 512, 256, 1.695),
+    "NVIDIA GeForce RTX 3060": (28, 1.777, 512, 256, 1.777),
+    "Tesla V100-SXM2-16GB": (80, 1.530, 1024, 128, 1.530),
+    "Tesla T4": (40, 1.590, 1024, 128, 1.590),
+}
+# None of these is a device above, however like one its name is.
+OTHERS = [
+    "NVIDIA A10G", "NVIDIA A10M", "NVIDIA A16", "NVIDIA A2", "NVIDIA A100X", "NVIDIA L40", "NVIDIA L20", "NVIDIA L2",
+    "NVIDIA H20", "NVIDIA H800", "NVIDIA H200 NVL", "NVIDIA H800 PCIe", "NVIDIA B300", "NVIDIA T4G", "NVIDIA T400",
+    "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "NVIDIA H100 PCIe MIG 1g.10gb",
+    "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 5090 Laptop GPU",
+    "NVIDIA GeForce RTX 5090 D", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 3060 Ti",
+    "NVIDIA GeForce RTX 3060 Laptop GPU", "NVIDIA GeForce RTX 3060 Mobile / Max-Q", "NVIDIA GeForce RTX 4080",
+    "NVIDIA GeForce RTX 4080 SUPER", "NVIDIA GeForce GTX 1080 Ti", "NVIDIA RTX A600", "NVIDIA RTX A4000",
+    "NVIDIA RTX 5000 Ada Generation", "Quadro RTX 6000", "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
+    "Tesla V100-PCIE-16GB", "Tesla V100S-PCIE-32GB", "Tesla V100-FHHL-16GB", "Tesla P100-PCIE-16GB", "Tesla K80",
+    "AMD Instinct MI300A", "AMD Instinct MI250", "AMD Instinct MI210", "AMD Radeon RX 7900 XTX", "NVIDIA Thor", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_the_peak_of_a_known_device(name):
+    half, tf32, single = PEAKS[name]
+    assert peak_from_table(name, "bfloat16") == peak_from_table(name, "float16") == pytest.approx(half * 1e12)
+    assert peak_from_table(name, "float32") == pytest.approx(single * 1e12)
+    if tf32:
+        assert peak_from_table(name, "float32", tf32=True) == pytest.approx(tf32 * 1e12)
+
+
+@pytest.mark.parametrize("name", BEFORE_AMPERE)
+def test_devices_before_ampere_have_neither_bfloat16_nor_tf32(name):
+    half, single = BEFORE_AMPERE[name]
+    assert peak_from_table(name, "float16") == pytest.approx(half * 1e12)
+    assert peak_from_table(name, "bfloat16") is None
+    assert peak_from_table(name, "float32") == peak_from_table(name, "float32", tf32=True) == pytest.approx(single * 1e12)
+
+
+@pytest.mark.parametrize("name", NVIDIA)
+def test_nvidias_peaks_are_sms_times_clock_times_flops_a_cycle(name):
+    sms, clock, a_cycle, a_cycle_single, clock_single = NVIDIA[name]
+    assert peak_from_table(name, "float16") == pytest.approx(sms * clock * 1e9 * a_cycle, rel=0.015)
+    assert peak_from_table(name, "float32") == pytest.approx(sms * clock_single * 1e9 * a_cycle_single, rel=0.01)
+    if name not in BEFORE_AMPERE:
+        assert peak_from_table(name, "float32", True) == pytest.approx(sms * clock * 1e9 * a_cycle / 2, rel=0.015)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_device_that_only_resembles_a_known_one_is_not_taken_for_it(name):
+    assert peak_from_table(name, "float16") is None and peak_from_table(name, "float32") is None
+
+
+def test_the_start_up_line_says_where_the_peak_is_from(monkeypatch):
+    machine(monkeypatch, cuda=1)
+    monkeypatch.setattr(mfu, "measure_peak", lambda device, dtype: 7e12)
+    assert find_peak_flops(5e9, "cuda", "bfloat16") == (5e9, "given")
+    assert find_peak_flops(0.0, "cuda", "bfloat16") == (312e12, "NVIDIA A100-SXM4-80GB, bfloat16")
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")  # what the scripts set on CUDA
+        assert find_peak_flops(0.0, "cuda:0", "float32") == (156e12, "NVIDIA A100-SXM4-80GB, tf32")
+        machine(monkeypatch, cuda=1, name="Tesla V100-SXM2-16GB")
+        assert find_peak_flops(0.0, "cuda", "float32") == (15.7e12, "Tesla V100-SXM2-16GB, float32")
+        machine(monkeypatch, cuda=1)
+        torch.set_float32_matmul_precision("highest")
+        assert find_peak_flops(0.0, "cuda", "float32") == (19.5e12, "NVIDIA A100-SXM4-80GB, float32")
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    machine(monkeypatch, cuda=1, name="NVIDIA A10G")
+    assert find_peak_flops(0.0, "cuda", "bfloat16") == (7e12, "measured, cuda, bfloat16")
+    assert find_peak_flops(0.0, "cpu", "float32") == (7e12, "measured, cpu, float32")
+
+
+def test_a_peak_is_measured_without_touching_the_random_numbers():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    peak = measure_peak("cpu", "float32")
+    assert 1e8 < peak < 1e14
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ----------------------------------------------------------------------------------------------
+# the measured peak, and an MFU that is never above 100 % of it
+
+
+class Model:
+    def flops_per_token(self):
+        return 1e6
+
+
+def running(monkeypatch, peak, source, said):
+    monkeypatch.setattr(mfu, "find_peak_flops", lambda *_: (peak, source))
+    processes = Processes()
+    processes.say = lambda *lines: said.extend(lines)
+    return mfu.RunningMFU(Model(), 0.0, "cpu", "float32", processes, first_iter=10)
+
+
+def test_a_measured_peak_that_is_beaten_is_raised_and_the_mean_with_it(monkeypatch):
+    """By hand: 100 tokens of 1 MFLOP are 1e8 FLOP."""
+    said = []
+    found = running(monkeypatch, 1e9, "measured, cpu, float32", said)
+    assert [found.update(n, 100, 1.0) for n in (10, 14)] == ["n/a", "n/a"]
+    assert found.update(15, 100, 0.2) == "50.00%"  # 5e8 of 1e9
+    assert said == []
+    assert found.update(16, 100, 0.05) == "32.50%"  # 2e9 is the peak now: 0.9 * 25 % + 0.1 * 100 %
+    assert said == ["the peak was measured too low: from here on it is 0.002 TFLOPS"]
+    assert found.update(17, 100, 0.05) == "39.25%" and len(said) == 1
+    for n in range(18, 200):
+        assert float(found.update(n, 100, 0.05 * 0.99 ** (n - 17)).rstrip("%")) <= 100
+
+
+@pytest.mark.parametrize("source", ["given", "NVIDIA A100-SXM4-80GB, bfloat16"])
+def test_a_peak_that_was_not_measured_stands_as_it_is(monkeypatch, source):
+    said = []
+    found = running(monkeypatch, 1e9, source, said)
+    assert found.update(15, 100, 0.05) == "200.00%" and said == [] and found.peak == 1e9
+
+
+def test_a_run_whose_peak_was_measured_far_too_low_prints_no_mfu_above_100(run, own_project, tmp_path):
+    driver = own_project / "driver.py"
+    driver.write_text(
+        "import os, runpy, sys\nfrom nanogpt import mfu\nmfu.measure_peak = lambda device, dtype: 1e4\n"
+        "runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'train.py'), run_name='__main__')\n"
+    )
+    arguments = flags(TINY | dict(max_iters=30, peak_flops=0.0), out_dir=tmp_path / "out")
+    result = run("driver.py", *arguments, project=own_project)
+    shown = [float(m) for m in re.findall(r"mfu ([\d.]+)%$", result.stdout, re.M)]
+    assert len(shown) == 26 and max(shown) <= 100
+    assert "the peak was measured too low: from here on it is" in result.stdout
+    given = run("train.py", *flags(TINY, out_dir=tmp_path / "given", peak_flops=1e4))
+    assert max(float(m) for m in re.findall(r"mfu ([\d.]+)%$", given.stdout, re.M)) > 100
+    assert "measured too low" not in given.stdout
+
+
+class FakeTime:
+    """Bursts of 0.05 s each, whose figures come from a list."""
+
+    def __init__(self, figures):
+        self.now, self.figures, self.sizes = 0.0, figures, []
+
+    def perf_counter(self):
+        return self.now
+
+    def burst(self, a, at_once, synchronize):
+        self.now += 0.05
+        self.sizes.append(len(a))
+        return next(self.figures)
+
+
+@pytest.mark.parametrize("figures, seconds", [
+    (lambda k: 1e12, 0.5), (lambda k: 1e12 * (1 + 0.01 * (k % 3)), 0.5), (lambda k: 1e11 * 1.2**k, 1.0),
+], ids=["all alike", "nearly alike", "each better than all before"])  # fmt: skip
+def test_the_peak_takes_half_a_second_and_a_whole_one_where_bursts_disagree(monkeypatch, figures, seconds):
+    taken = []
+    fake = FakeTime(taken.append(figures(k)) or taken[-1] for k in range(1000))
+    monkeypatch.setattr(mfu, "time", fake)
+    monkeypatch.setattr(mfu, "_burst", fake.burst)
+    assert mfu.measure_peak("cpu", "float32") == max(taken)
+    assert seconds <= fake.now <= seconds + 0.15 and set(fake.sizes) == {256, 1024, 2048}
+
+
+def test_a_dtype_so_slow_that_large_products_take_seconds_is_measured_on_small_ones(monkeypatch):
+    fake = FakeTime(iter([3e8] * 1000))
+    monkeypatch.setattr(mfu, "time", fake)
+    monkeypatch.setattr(mfu, "_burst", fake.burst)
+    assert mfu.measure_peak("cpu", "bfloat16") == 3e8 and set(fake.sizes) == {256}
+
+
+def test_the_measured_peak_is_what_the_fastest_product_reaches():
+    """Against products timed here: other work on the machine only ever lowers either."""
+    import time
+
+    a, best = torch.randn(1024, 1024), 0.0
+    for _ in range(20):
+        start = time.perf_counter()
+        a @ a
+        best = max(best, 2 * 1024**3 / (time.perf_counter() - start))
+    assert 0.3 * best < mfu.measure_peak("cpu", "float32") < 10 * best

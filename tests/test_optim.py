@@ -1,0 +1,292 @@
+"""nanogpt/optim.py: AdamW's groups, Muon against torch's, and numbers that are not finite."""
+
+import csv
+import importlib.util
+import inspect
+import itertools
+import math
+import re
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, TINY, error_line, flags
+from runs import content
+from small_models import small
+
+from model import GPT, GPTConfig
+from nanogpt import checkpoint as ckpt, optim
+from nanogpt.optim import Muon, schedule_remark
+
+def test_matrices_and_embeddings_decay_and_biases_and_norms_do_not():
+    model = small()
+    optimizer = model.configure_optimizers(0.3, 1e-3, (0.8, 0.9), "cpu")
+    names = {id(p): name for name, p in model.named_parameters()}
+    in_order = [names[id(p)] for p in optimizer.param_groups[0]["params"]]
+    blocks = [f"h.{i}.{m}" for i in range(2) for m in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
+    # the order, too, is that of nanoGPT's checkpoints, whose moments go by it
+    assert in_order == [f"transformer.{name}.weight" for name in ("wte", "wpe", *blocks)]
+    decays, rests = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert decays | rests == set(names.values()) and not decays & rests
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    for group in optimizer.param_groups:
+        assert group["betas"] == (0.8, 0.9) and group["lr"] == 1e-3 and group["fused"]
+
+
+def test_with_muon_the_blocks_matrices_are_muons_and_nothing_else_is():
+    model = small()
+    optimizer = model.configure_optimizers(0.3, 1e-3, (0.8, 0.9), "cpu", "muon")
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {part: [names[id(p)] for g in o.param_groups for p in g["params"]] for part, o in optimizer.parts.items()}
+    blocks = {name for name in names.values() if ".h." in name and "ln_" not in name and name.endswith("weight")}
+    assert set(found["muon"]) == blocks and len(blocks) == 8
+    assert sorted(found["muon"] + found["adamw"]) == sorted(names.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muons_batches_give_the_weights_of_torchs_muon(monkeypatch, dtype):
+    """... where that has q's, k's and v's maps, which c_attn holds together, as three matrices."""
+    # torch's computes in bfloat16 everywhere: beside float32 it is its rounding that shows, a hundredth of a step
+    monkeypatch.setattr(optim, "fast_bfloat16", lambda: dtype == torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(48, 16), (16, 16), (64, 16), (16, 64)] * 2
+
+    def apart(tensors):
+        return [part for t in tensors for part in (t.chunk(3) if len(t) == 48 else [t])]
+
+    ours = [torch.nn.Parameter(torch.full(shape, 0.02)) for shape in shapes]
+    theirs = [torch.nn.Parameter(part.detach().clone()) for part in apart(ours)]
+    settings = dict(lr=0.01, weight_decay=0.3, momentum=0.8, adjust_lr_fn="match_rms_adamw")
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(5):
+        for p in ours:
+            p.grad = torch.randn(p.shape, generator=generator)
+        for q, grad in zip(theirs, apart(p.grad for p in ours), strict=True):
+            q.grad = grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = torch.cat([(q - 0.02).detach().flatten() for q in theirs]).square().mean().sqrt()
+    mine, reference = (torch.cat([p.detach().flatten() for p in parameters]) for parameters in (ours, theirs))
+    assert (mine - reference).square().mean().sqrt() <= (1e-6 if dtype == torch.bfloat16 else 0.02) * moved
+    assert moved > 0.002
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    mine, reference = (torch.cat([s[i]["momentum_buffer"].flatten() for i in range(len(s))]) for s in states)
+    assert torch.equal(mine, reference)
+
+
+def test_muons_momentum_is_beta1():
+    groups = small().configure_optimizers(0.3, 1e-3, (0.8, 0.9), "cpu", "muon").parts["muon"].param_groups
+    assert [group["momentum"] for group in groups] == [0.8]
+
+
+# ----------------------------------------------------------------------------------------------
+# numbers that are not finite
+
+
+def poison(path, iter_num=None):
+    """Puts a NaN into a weight of the checkpoint at `path`."""
+    saved = torch.load(path)
+    saved["model"]["transformer.h.0.mlp.c_fc.weight"][3, 5] = math.nan
+    ckpt.save(saved, str(path))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("max_nonfinite", [3, 10])
+def test_nan_in_the_weights_stops_the_run_and_overwrites_nothing(train, tmp_path, optimizer, max_nonfinite):
+    out_dir = tmp_path / "out"
+    settings = SMALL | dict(optimizer=optimizer, max_nonfinite=max_nonfinite)
+    train(settings, out_dir=out_dir, max_iters=8)
+    poison(out_dir / "last.pt")
+    before = content(out_dir)
+    failed = train(settings, expect=2, out_dir=out_dir, init_from="resume", max_iters=100, eval_interval=5)
+    line = error_line(failed)
+    assert line.startswith(f"iteration {9 + max_nonfinite - 1}: ") and f"{max_nonfinite} times in a row" in line
+    for advice in ("--learning_rate", "--grad_clip", "bfloat16 or float32", str(out_dir)):
+        assert advice in line
+    iters = [found for found in failed.losses if found[0] == "iter"]
+    assert [found[1] for found in iters] == list(range(9, 9 + max_nonfinite - 1))
+    assert all(found[2] == "nan" for found in iters)
+    for n in range(9, 9 + max_nonfinite):
+        assert f"iter {n}: 1 steps skipped, their gradients were not finite" in failed.lines
+    assert f"saving checkpoint to {out_dir}" not in failed.lines
+    after = content(out_dir)
+    assert (after["last.pt"], after["ckpt.pt"]) == (before["last.pt"], before["ckpt.pt"])
+
+
+def test_nan_at_a_known_iteration_names_the_last_good_checkpoint(train, tmp_path):
+    """The weights are spoilt in memory after iteration 6's step; last.pt is then iteration 6's."""
+    spoilt = dict(program="spoil_weights.py", env={"STEP": 7})
+    failed = train(SMALL, expect=2, out_dir=tmp_path, max_iters=100, max_nonfinite=4, **spoilt)
+    line = error_line(failed)
+    assert line.startswith("iteration 10: ") and f"the last good checkpoint is iteration 6's in {tmp_path}" in line
+    assert ckpt.load(str(tmp_path / "last.pt"))["iter_num"] == 6
+    best = ckpt.load(str(tmp_path / "ckpt.pt"))
+    assert best["iter_num"] == 4 and all(torch.isfinite(w).all() for w in best["model"].values())
+
+
+@pytest.mark.parametrize("dtype, lr, save_interval", [("float32", 1e4, 1), ("float32", 50.0, 3), ("bfloat16", 1e4, 1)])
+def test_a_learning_rate_that_diverges_for_real_stops_and_leaves_weights_that_work(
+    train, tmp_path, dtype, lr, save_interval
+):
+    settings = SMALL | dict(dtype=dtype, save_interval=save_interval, max_nonfinite=5)
+    train(settings, out_dir=tmp_path, max_iters=8)
+    settings |= dict(learning_rate=lr, decay_lr=False, grad_clip=0.0, max_iters=400, eval_interval=50)
+    line = error_line(train(settings, expect=2, out_dir=tmp_path, init_from="resume"))
+    stopped, kept = map(int, re.match(r"iteration (\d+): .* is iteration (\d+)'s", line).groups())
+    assert 9 <= kept < stopped - 3 and ckpt.load(str(tmp_path / "last.pt"))["iter_num"] == kept
+    # Going on from there, the next iteration's loss is a number: what was kept is no garbage.
+    rest = train(settings, expect=2, out_dir=tmp_path, init_from="resume")
+    assert rest.losses[0][:2] == ("iter", kept) and math.isfinite(float(rest.losses[0][2]))
+
+
+def test_a_val_loss_of_nan_writes_no_checkpoint(train, tmp_path):
+    """With evaluations that see NaN where training does not."""
+    result = train(SMALL, out_dir=tmp_path, always_save_checkpoint=True, program="nan_in_evaluations.py")
+    assert ("step", 4, "nan", "nan") in result.losses
+    assert not (tmp_path / "ckpt.pt").exists() and not (tmp_path / "last.pt").exists()
+    assert "saving checkpoint" not in result.stdout
+    assert "last.pt is not written: the loss or its gradient is not finite" in result.lines
+
+
+def test_a_single_bad_step_is_skipped_and_the_run_goes_on(train, tmp_path):
+    """The gradient of iteration 5 is infinite. Nothing but that step is missing."""
+    result = train(SMALL, out_dir=tmp_path, program="infinite_gradient.py", env={"NTH": 6})
+    assert "iter 5: 1 steps skipped, their gradients were not finite" in result.lines
+    assert result.stdout.count("steps skipped") == 1 and len(result.losses) == 17 + 5
+    last = ckpt.load(str(tmp_path / "last.pt"))
+    assert last["iter_num"] == 17 and last["optimizer"]["state"][0]["step"] == 16
+    assert all(torch.isfinite(w).all() for w in last["model"].values())
+
+
+def test_a_skipped_step_leaves_weights_count_and_moments_as_they_were():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16, bias=True))
+    optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), "cpu")
+
+    def state():
+        moments = [v for s in optimizer.state_dict()["state"].values() for v in s.values()]
+        return [t.clone() for t in [*model.state_dict().values(), *moments]]
+
+    def step(bad):
+        model(torch.randint(11, (2, 8)), torch.randint(11, (2, 8)))[1].backward()
+        if bad:
+            model.transformer.ln_f.weight.grad[3] = bad
+        optimizer.found_inf = torch.tensor(float(bool(bad)))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step(None)
+    before = state()
+    assert len(before) == len(model.state_dict()) + 3 * len(list(model.parameters()))
+    for bad in (math.nan, math.inf, -math.inf):
+        step(bad)
+        assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+    step(None)
+    after = state()
+    assert all(torch.isfinite(t).all() for t in after)
+    assert not any(torch.equal(a, b) for a, b in itertools.islice(zip(before, after, strict=True), 3))
+
+
+# ----------------------------------------------------------------------------------------------
+# what is said of a learning rate that does not do what it looks like, and of a run without its optimizer's state
+
+
+SCHEDULE = dict(decay_lr=True, learning_rate=1e-3, warmup_iters=10, lr_decay_iters=100, max_iters=100, min_lr=0.0)
+
+
+@pytest.mark.parametrize("change, parts", [
+    ({}, None),
+    (dict(lr_decay_iters=120), None),
+    (dict(lr_decay_iters=99), ["min_lr = 0.0 from iteration 99 on", "--lr_decay_iters=100"]),
+    (dict(lr_decay_iters=5), ["min_lr = 0.0 from iteration 10 on", "--lr_decay_iters=100"]),  # the warm-up comes first
+    (dict(max_iters=5000), ["from iteration 100 on", "max_iters = 5000", "--lr_decay_iters=5000"]),
+    (dict(warmup_iters=100), ["warm-up of 100 iterations does not end before max_iters = 100", "--warmup_iters="]),
+    (dict(warmup_iters=2000, lr_decay_iters=50), ["warm-up of 2000", "never reaches 0.001"]),
+    (dict(warmup_iters=99), None),
+    (dict(decay_lr=False, lr_decay_iters=5, warmup_iters=200), None),  # a constant rate has neither
+    (dict(max_iters=0, warmup_iters=0), None),
+])  # fmt: skip
+def test_a_schedule_that_does_not_fit_the_run_is_said(change, parts):
+    remark = schedule_remark(**SCHEDULE | change)
+    assert (remark is None) == (parts is None)
+    assert all(part in remark for part in parts or [])
+
+
+def test_a_run_that_is_resumed_beyond_its_schedule_is_told_from_which_iteration_the_rate_is_min_lr(run, tmp_path):
+    settings = TINY | dict(max_iters=8, lr_decay_iters=8, min_lr=0.0, out_dir=tmp_path / "out")
+    first = run("train.py", *flags(settings))
+    assert "min_lr" not in first.stdout
+    nothing_left = run("train.py", "--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--device=cpu")
+    assert "--max_iters= and --lr_decay_iters=" in nothing_left.lines[-1]
+    longer = run("train.py", "--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--max_iters=12", "--device=cpu")
+    [said] = [line for line in longer.lines if "min_lr = 0.0" in line]
+    assert "from iteration 8 on" in said and "--lr_decay_iters=12" in said
+    with open(tmp_path / "out" / "log.csv") as f:
+        rates = {int(row["iter"]): float(row["lr"]) for row in csv.DictReader(f)}
+    assert rates[7] > 0 and {rates[n] for n in range(8, 13)} == {0.0}  # as was said
+    evaluated = run("train.py", "--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--eval_only=True",
+                    "--max_iters=20", "--device=cpu")  # fmt: skip
+    assert "min_lr" not in evaluated.stdout  # which trains nothing
+
+
+@pytest.mark.parametrize("state", ["none", "empty"])
+def test_a_checkpoint_without_optimizer_state_is_one_line_that_names_the_way_to_use_it(run, tmp_path, state):
+    run("train.py", *flags(TINY, out_dir=tmp_path / "out"))
+    for path in (tmp_path / "out").glob("*.pt"):
+        checkpoint = torch.load(path)
+        if state == "none":
+            del checkpoint["optimizer"]
+        else:
+            checkpoint["optimizer"] = {}
+        torch.save(checkpoint, path)
+    resumed = run("train.py", "--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--max_iters=20", "--device=cpu",
+                  expect=2)  # fmt: skip
+    line = error_line(resumed)
+    assert "no optimizer state" in line and f"--init_from={tmp_path / 'out'}" in line
+
+
+# ----------------------------------------------------------------------------------------------
+# optimizers in versions of torch that lack Muon, or the wrappers around an optimizer's methods
+
+
+def loaded_again():
+    """nanogpt/optim.py as a torch gives it that lacks what the test has taken away."""
+    specification = importlib.util.spec_from_file_location("optim_again", ROOT / "nanogpt" / "optim.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def trained(module, optimizer):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(8, 50, 2, 2, 16, 0.0, True))
+    made = module.make_optimizer(model, 0.1, 1e-2, (0.9, 0.95), "cpu", optimizer)
+    for _ in range(3):
+        x, y = torch.randint(50, (2, 4, 8))
+        model(x, y)[1].backward()
+        made.step()
+        made.zero_grad()
+    made.load_state_dict(made.state_dict())
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), made.state_dict()
+
+
+def test_muon_needs_none_of_torchs(monkeypatch):
+    weights, state = trained(optim, "muon")
+    reference = torch.optim.Muon([torch.nn.Parameter(torch.zeros(2, 2))], adjust_lr_fn="match_rms_adamw")
+    group, theirs = state["muon"]["param_groups"][0], reference.state_dict()["param_groups"][0]
+    given = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9, "params": group["params"]}
+    assert group == theirs | given  # checkpoints stay what they were
+    monkeypatch.delattr(torch.optim, "Muon")
+    assert torch.equal(trained(loaded_again(), "muon")[0], weights)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_optimizer_whose_methods_have_no_wrappers_gives_the_same_weights(monkeypatch, optimizer):
+    weights, _ = trained(optim, optimizer)
+    for owner, names in (
+        (torch.optim.Optimizer, ("add_param_group", "zero_grad", "state_dict", "load_state_dict")),
+        (torch.optim.AdamW, ("step",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(owner, name, inspect.unwrap(getattr(owner, name)))
+    assert torch.equal(trained(loaded_again(), optimizer)[0], weights)

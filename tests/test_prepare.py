@@ -1,0 +1,298 @@
+"""The prepare scripts, run on a copy of the project, so that nothing in the checkout is written."""
+
+import hashlib
+import json
+import os
+import pickle
+import random
+import runpy
+import shutil
+import signal
+import string
+import subprocess
+import sys
+import sysconfig
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from prepare_scripts import (
+    SHAKESPEARE, UNICODE, environment, error_after_progress, files_in, ids, needs_bpe, needs_shakespeare, prepare, tiktoken_gpt2,
+    write_text,
+)  # fmt: skip
+
+from data.tokens import CharCodec, read_meta
+
+
+@needs_shakespeare
+def test_tiny_shakespeare_by_character_is_nanogpts_dataset(work):
+    folder = work / "data" / "shakespeare_char"
+    shutil.copy(SHAKESPEARE, folder)
+    result = prepare(work, "shakespeare_char")
+    assert result.returncode == 0, result.stderr
+    for fact in (
+        "length of dataset in characters: 1,115,394",
+        "vocab size: 65",
+        "train has 1,003,854 tokens",
+        "val has 111,540 tokens",
+        "config/train_shakespeare_char.py",
+    ):
+        assert fact in result.stdout
+    with open(folder / "meta.pkl", "rb") as f:
+        meta = pickle.load(f)  # as nanoGPT reads it
+    assert meta["vocab_size"] == 65 and meta["stoi"]["\n"] == 0 and meta["itos"][64] == "z"
+    train, val = ids(work, "shakespeare_char", "train"), ids(work, "shakespeare_char", "val")
+    assert (len(train), len(val)) == (1_003_854, 111_540)
+    assert train[:6].tolist() == [18, 47, 56, 57, 58, 1]  # "First ", as nanoGPT's train.bin begins
+    with open(SHAKESPEARE, encoding="utf-8") as f:
+        assert "".join(meta["itos"][i] for i in np.concatenate([train, val]).tolist()) == f.read()
+    assert sorted(files_in(folder)) == ["input.txt", "meta.pkl", "prepare.py", "train.bin", "val.bin"]
+
+
+@needs_shakespeare
+@needs_bpe
+def test_tiny_shakespeare_in_byte_pairs_has_nanogpts_counts_and_finds_the_other_datasets_text(work):
+    shutil.copy(SHAKESPEARE, work / "data" / "shakespeare_char")
+    result = prepare(work, "shakespeare")
+    assert result.returncode == 0, result.stderr
+    assert "train has 301,966 tokens" in result.stdout and "val has 36,059 tokens" in result.stdout
+    train, val = ids(work, "shakespeare", "train"), ids(work, "shakespeare", "val")
+    assert (len(train), len(val)) == (301_966, 36_059)
+    assert sorted(files_in(work / "data" / "shakespeare")) == ["prepare.py", "train.bin", "val.bin"]
+
+
+@needs_bpe
+def test_text_bpe_keeps_several_texts_side_by_side_and_splits_by_position(work, tmp_path):
+    text = UNICODE * 300
+    one, two = write_text(tmp_path / "one.txt", text[:999]), write_text(tmp_path / "two.txt", text[999:])
+    result = prepare(work, "text_bpe", one, two, "--name=mine", "--val_fraction=0.25")
+    assert result.returncode == 0, result.stderr
+    assert "--dataset=mine" in result.stdout
+    cut, codec = int(len(text) * 0.75), tiktoken_gpt2()
+    assert ids(work, "mine", "train").tolist() == codec.encode_ordinary(text[:cut])
+    assert ids(work, "mine", "val").tolist() == codec.encode_ordinary(text[cut:])
+    assert sorted(files_in(work / "data" / "text_bpe")) == ["prepare.py"]
+
+
+def test_text_char_without_files_takes_the_standard_library_and_needs_no_network(work):
+    result = prepare(work, "text_char")
+    assert result.returncode == 0, result.stderr
+    meta = read_meta(work / "data" / "text_char" / "meta.pkl")
+    assert all(ord(c) < 128 for c in meta["stoi"])
+    train, val = ids(work, "text_char", "train"), ids(work, "text_char", "val")
+    assert 3_000_000 < len(train) + len(val) < 8_000_000
+    folder = sysconfig.get_path("stdlib")
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".py"))
+    with open(os.path.join(folder, names[0]), encoding="utf-8") as f:
+        head = f.read(500)
+    assert CharCodec(meta).decode(train[:500].tolist()) == head
+
+
+def test_text_char_drops_and_changes_nothing_in_the_users_files(work, tmp_path):
+    one, two = (
+        write_text(tmp_path / "one.txt", UNICODE * 50),
+        write_text(tmp_path / "two.txt", "zwei\r\n" * 50),
+    )
+    result = prepare(work, "text_char", one, two, "--name=mine", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    codec = CharCodec(read_meta(work / "data" / "mine" / "meta.pkl"))
+    parts = [codec.decode(ids(work, "mine", split).tolist()) for split in ("train", "val")]
+    assert "".join(parts) == UNICODE * 50 + "zwei\r\n" * 50
+    assert len(parts[0]) == int(0.9 * len("".join(parts)))
+
+
+@pytest.mark.parametrize(
+    "dataset", ["shakespeare_char", "shakespeare", "text_char", "text_bpe", "openwebtext"]
+)
+def test_help_shows_every_setting(dataset, monkeypatch, capsys):
+    script = str(ROOT / "data" / dataset / "prepare.py")
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(script, run_name="__main__")
+    shown = capsys.readouterr().out
+    assert done.value.code == 0 and f"python data/{dataset}/prepare.py" in shown
+    settings = [line for line in shown.splitlines() if line.startswith("  --")]
+    names = {"text_char": ["name"], "text_bpe": ["name", "val_fraction"], "openwebtext": ["source", "name"]}
+    assert [line.split("=")[0][4:] for line in settings] == names.get(dataset, [])
+    assert all(len(line.split(None, 1)[1]) > 20 for line in settings)  # each with its comment
+
+
+# ----------------------------------------------------------------------------------------------
+# bad input: one line, and no file changed
+
+
+def test_without_a_network_the_one_line_says_where_to_put_the_file(work):
+    before = files_in(work / "data" / "shakespeare_char")
+    line = error_after_progress(prepare(work, "shakespeare_char"))
+    assert str(work / "data" / "shakespeare_char" / "input.txt") in line and "https://" in line
+    assert files_in(work / "data" / "shakespeare_char") == before
+
+
+def test_without_gpt2s_vocabulary_the_one_line_names_tiktoken_cache_dir(work, tmp_path):
+    write_text(tmp_path / "a.txt", "some text\n" * 100)
+    result = prepare(work, "text_bpe", tmp_path / "a.txt", TIKTOKEN_CACHE_DIR=str(tmp_path / "nothing"))
+    assert "TIKTOKEN_CACHE_DIR" in error_after_progress(result)
+    assert sorted(files_in(work / "data" / "text_bpe")) == ["prepare.py"]
+
+
+def test_a_bad_file_leaves_the_old_dataset_as_it_was(work, tmp_path):
+    folder = work / "data" / "text_char"
+    for name in ("train.bin", "val.bin", "meta.pkl"):
+        (folder / name).write_bytes(b"old")
+    before = files_in(folder)
+    (tmp_path / "latin1.txt").write_bytes("naïve".encode("latin-1"))
+    assert "latin1.txt" in error_after_progress(prepare(work, "text_char", tmp_path / "latin1.txt"))
+    assert files_in(folder) == before
+
+
+# ----------------------------------------------------------------------------------------------
+# memory
+
+
+@needs_bpe
+@pytest.mark.slow
+def test_text_bpe_takes_no_more_memory_for_a_longer_text(work, tmp_path):
+    line = "The quick brown fox jumps over the lazy dog, and so on and on.\n"
+    peak = {}
+    for size in (1, 64):
+        write_text(tmp_path / "long.txt", line * (size << 20 >> 6))
+        command = [sys.executable, work / "tests" / "programs" / "print_peak_memory.py", tmp_path / "long.txt"]
+        env = environment(work, SCRIPT="data/text_bpe/prepare.py")
+        result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        peak[size] = int(result.stdout.split("peak ")[1]) / 1024  # MB
+    assert peak[64] - peak[1] < 150, peak  # the text alone is 64 MB, and its tokens in a list 500
+
+
+# ----------------------------------------------------------------------------------------------
+# openwebtext
+
+
+def make_source(folder, documents, words):
+    """Writes .jsonl, .parquet and .txt files to `folder`; returns their documents as they will be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rng = random.Random(0)
+    vocabulary = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9))) for _ in range(1000)]
+    texts = [" ".join(rng.choices(vocabulary, k=words)) + f" {i} é中\n" for i in range(documents)]
+    (folder / "deeper").mkdir(parents=True)
+    a, b, c = documents // 3, documents // 2, documents - 5
+    for name, part, other in (("1.jsonl", texts[:a], {"n": 1}), ("2.jsonl", texts[a:b], {"url": "x"})):
+        write_text(folder / name, "".join(json.dumps({"text": text} | other) + "\n" for text in part))
+    table = pyarrow.table({"id": range(c - b), "text": texts[b:c]})
+    pyarrow.parquet.write_table(table, folder / "deeper" / "3.parquet")
+    for i, text in enumerate(texts[c:]):
+        write_text(folder / f"{i}.txt", text)
+    return texts
+
+
+def expected_openwebtext(texts):
+    """{split: ids}: nanoGPT's recipe, on documents in memory."""
+    import datasets
+
+    parts = datasets.Dataset.from_dict({"text": texts})
+    parts = parts.train_test_split(test_size=0.0005, seed=2357, shuffle=True)
+    encoding = tiktoken_gpt2()
+    return {
+        split: [i for text in parts[part]["text"] for i in [*encoding.encode_ordinary(text), 50256]]
+        for split, part in (("train", "train"), ("val", "test"))
+    }
+
+
+@needs_bpe
+@pytest.mark.slow
+def test_openwebtext_from_a_folder_is_nanogpts_recipe_and_goes_on_after_a_stop(work, tmp_path):
+    pytest.importorskip("datasets")
+    texts = make_source(tmp_path / "source", 3001, 40)
+    expected = expected_openwebtext(texts)
+    folder = work / "data" / "openwebtext"
+    result = prepare(work, "openwebtext", f"--source={tmp_path / 'source'}")
+    assert result.returncode == 0, result.stderr
+    assert "3,001 documents" in result.stdout
+    assert f"train has {len(expected['train']):,} tokens" in result.stdout
+    for split in ("train", "val"):
+        assert ids(work, "openwebtext", split).tolist() == expected[split]
+    assert sorted(files_in(folder)) == ["prepare.py", "train.bin", "val.bin"]
+
+    # as a stop after 1,000 documents leaves it, with marks for their tokens, and half-written ones behind
+    done = [i for i, token in enumerate(expected["train"]) if token == 50256][999] + 1
+    with open(folder / "train.bin.tmp", "wb") as f:
+        f.write(np.full(done, 7, dtype="<u2").tobytes() + b"half-written")
+    first = tiktoken_gpt2().decode(expected["train"][: expected["train"].index(50256)])
+    state = {"train": {"documents": 1000, "tokens": done}, "val": {"documents": 0, "tokens": 0}}
+    state["of"] = [str(tmp_path / "source"), 3001, hashlib.sha256(first.encode()).hexdigest()]
+    write_text(folder / "progress.tmp", json.dumps(state))
+    (tmp_path / "other").mkdir()
+    for i in range(3):
+        write_text(tmp_path / "other" / f"{i}.txt", "another source\n")
+    line = error_after_progress(prepare(work, "openwebtext", f"--source={tmp_path / 'other'}"))
+    assert "unfinished" in line and str(tmp_path / "source") in line
+    result = prepare(work, "openwebtext", f"--source={tmp_path / 'source'}")
+    assert result.returncode == 0 and "going on after document 1,000" in result.stdout, result.stderr
+    assert ids(work, "openwebtext", "train").tolist() == [7] * done + expected["train"][done:]
+    assert ids(work, "openwebtext", "val").tolist() == expected["val"]
+    assert sorted(files_in(folder)) == ["prepare.py", "train.bin", "val.bin"]
+
+
+@needs_bpe
+@pytest.mark.slow
+def test_openwebtext_killed_half_way_ends_as_if_it_had_not_been(work, tmp_path):
+    pytest.importorskip("datasets")
+    texts = make_source(tmp_path / "source", 4000, 1000)
+    folder = work / "data" / "openwebtext"
+    command = [sys.executable, str(folder / "prepare.py"), f"--source={tmp_path / 'source'}"]
+    kept = 0
+    for _ in range(2):
+        process = subprocess.Popen(
+            command,
+            env=environment(work),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None:
+            progress = folder / "progress.tmp"
+            if progress.exists() and json.loads(progress.read_text())["train"]["documents"] > kept:
+                break
+            time.sleep(0.002)
+        assert process.poll() is None, "it ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kept = json.loads(progress.read_text())["train"]["documents"]
+        assert 0 < kept < 4000
+    result = prepare(work, "openwebtext", f"--source={tmp_path / 'source'}")
+    assert result.returncode == 0 and f"going on after document {kept:,}" in result.stdout, result.stderr
+    expected = expected_openwebtext(texts)
+    for split in ("train", "val"):
+        assert ids(work, "openwebtext", split).tolist() == expected[split]
+
+
+def test_openwebtext_without_its_library_names_the_pip_install(work, tmp_path):
+    write_text(tmp_path / "datasets.py", "raise ImportError('not installed')\n")
+    line = error_after_progress(prepare(work, "openwebtext", PYTHONPATH=str(tmp_path)))
+    assert "pip install datasets" in line
+
+
+@pytest.mark.slow
+@needs_bpe
+@pytest.mark.parametrize(
+    "content, reason", [(None, "no .jsonl"), ('{"body": "x"}\n', "text"), ("{nonsense\n", "JSON")]
+)
+def test_an_openwebtext_source_that_cannot_be_read_gets_one_line(work, tmp_path, content, reason):
+    pytest.importorskip("datasets")
+    (tmp_path / "source").mkdir()
+    if content:
+        write_text(tmp_path / "source" / "a.jsonl", content)
+    line = error_after_progress(prepare(work, "openwebtext", f"--source={tmp_path / 'source'}"))
+    assert reason in line and "--source=" in line
+    assert sorted(files_in(work / "data" / "openwebtext")) == ["prepare.py"]
+
+
+@pytest.mark.slow
+@needs_bpe
+def test_openwebtext_without_a_network_gets_one_line(work):
+    pytest.importorskip("datasets")
+    assert "dylanebert/openwebtext" in error_after_progress(prepare(work, "openwebtext"))

@@ -1,0 +1,135 @@
+"""nanogpt/run_log.py: log.csv, whole or torn, and what TensorBoard and Weights & Biases get of it."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from conftest import TINY, error_line, flags, tree
+
+from nanogpt import run_log
+from nanogpt.run_log import read_log
+
+
+def test_log_csv_has_a_row_for_each_printed_loss(synthetic_run):
+    with open(synthetic_run[0] / "log.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    found = []
+    for row in rows:
+        loss, val = (f"{float(row[name]):.4f}" if row[name] else None for name in ("train_loss", "val_loss"))
+        n = int(row["iter"])
+        found.append(("step", n, loss, val) if row["kind"] == "eval" else ("iter", n, loss))
+    assert found == synthetic_run[1].losses
+
+
+LOG_HEADER = ",".join(run_log.RunLog.columns) + "\n"
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"1",  # of 12,train,...
+        b"9,train,4.1,,0.01,1.0,3.0,100,,12",  # of 1234 tokens
+        b"\0" * 50,
+        b"\xff\xfe\n",
+        b"\xc2\xb2,train,1,1,1,1,1,1,1,1\n",
+        b'"' + b"x" * 200000 + b"\n",
+        b"9" * 5000 + b",train\n",
+        b"-3,train,4.1,,0.01,1.0,3.0,100,,1200\n",
+    ],
+    ids=["torn number", "torn row", "zeros", "no text", "odd digit", "open quote", "long number", "negative"],
+)
+def test_a_torn_log_loses_its_torn_rows_alone(tmp_path, tail):
+    whole = [f"{i},train,4.1,,0.01,1.0,3.0,100,,{64 * (i + 1)}" for i in range(9)]
+    (tmp_path / "log.csv").write_bytes((LOG_HEADER + "\n".join(whole) + "\n").encode() + tail)
+    run_log.RunLog(str(tmp_path), 20, False)
+    assert (tmp_path / "log.csv").read_text().split() == [LOG_HEADER.strip(), *whole]
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xff\xfe\x00garbage", b"a,b\n1,2\n", b"iter\n3\n20\n", b"\n\n,,,\n"])
+def test_a_log_that_is_none_is_begun_anew(tmp_path, garbage):
+    (tmp_path / "log.csv").write_bytes(garbage)
+    run_log.RunLog(str(tmp_path), 20, True)
+    assert (tmp_path / "log.csv").read_text().split() == [LOG_HEADER.strip()]
+
+
+# ----------------------------------------------------------------------------------------------
+# TensorBoard, Weights & Biases
+
+
+@pytest.mark.parametrize("setting, library", [("wandb_log", "wandb"), ("tensorboard_log", "tensorboard")])
+def test_a_logger_that_is_not_installed_is_one_line_with_the_pip_install_and_costs_nothing(
+    run, own_project, synthetic_run, tmp_path, setting, library
+):
+    (own_project / f"{library}.py").write_text("raise ImportError('not installed')\n")
+    shutil.copytree(synthetic_run[0], tmp_path / "out")  # an earlier run, which stays where it is
+    before = tree(tmp_path / "out")
+    arguments = flags(TINY, out_dir=tmp_path / "out", **{setting: True})
+    result = run("train.py", *arguments, project=own_project, expect=2)
+    assert f"pip install {library}" in error_line(result)
+    assert tree(tmp_path / "out") == before
+
+
+def killed_after_its_last_save(train, out_dir, saved="*.pt", **settings):
+    """A run to iteration 9 whose iterations from 5 on were computed twice, as after a kill; with `saved` "ckpt.pt"
+    those from 4 on, whose evaluation was done before."""
+    train(out_dir, max_iters=4, **settings)
+    early = {path: path.read_bytes() for path in out_dir.glob(saved)}
+    for _ in range(2):
+        train(out_dir, max_iters=9, init_from="resume", **settings)
+        if early:
+            for path in out_dir.glob("*.pt"):
+                path.unlink()
+            for path, content in early.items():
+                path.write_bytes(content)
+        early = {}
+
+
+def logged(out_dir):
+    """{(kind, name): {iteration: value}} of log.csv."""
+    found = {}
+    for row in read_log(out_dir / "log.csv"):
+        for name, value in row.items():
+            if name not in ("iter", "kind") and value:
+                found.setdefault(f"{row['kind']}/{name}", {})[int(row["iter"])] = float(value)
+    return found
+
+
+@pytest.mark.parametrize("saved", ["*.pt", "ckpt.pt"])
+def test_tensorboard_gets_what_log_csv_has_and_no_iteration_twice(run, tmp_path, saved):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def train(out_dir, **settings):
+        run("train.py", *flags(TINY, out_dir=out_dir, tensorboard_log=True, **settings))
+
+    killed_after_its_last_save(train, tmp_path / "out", saved)
+    board = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    board.Reload()
+    expected = logged(tmp_path / "out")
+    assert set(board.Tags()["scalars"]) == set(expected) and "eval/val_loss" in expected
+    for name, rows in expected.items():
+        points = [(event.step, event.value) for event in board.Scalars(name)]
+        # times and rates are those of either go, the rest is the same in both
+        assert [step for step, _ in points] == sorted(rows)
+        if name.endswith(("loss", "lr", "grad_norm", "tokens_seen")):
+            assert [value for _, value in points] == pytest.approx([rows[step] for step, _ in points], rel=1e-6)
+
+
+def test_wandb_gets_what_log_csv_has_and_a_resume_goes_on_in_the_same_run(run, own_project, tmp_path):
+    shutil.copy(own_project / "tests" / "programs" / "fake_wandb.py", own_project / "wandb.py")
+    environment = {"NOTES": str(tmp_path / "notes")}
+    settings = TINY | dict(wandb_log=True, wandb_project="p", wandb_run_name="r", out_dir=tmp_path / "out")
+    run("train.py", *flags(settings, max_iters=4), project=own_project, env=environment)
+    run("train.py", *flags(settings, max_iters=9, init_from="resume"), project=own_project, env=environment)
+    notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+    started = dict(project="p", name="r", resume="allow")
+    assert [n[1:] for n in notes if n[0] == "init"] == [[started | {"id": None}, 1], [started | {"id": "run-7"}, 1]]
+    found = {}
+    for _, row in (n for n in notes if n[0] == "log"):
+        for name in row.keys() - {"iter"}:
+            found.setdefault(name, {})[row["iter"]] = row[name]
+    assert found == logged(tmp_path / "out")
+    refused = run("train.py", *flags(settings | dict(wandb_project="closed", out_dir=tmp_path / "other")),
+                  project=own_project, env=environment, expect=2)  # fmt: skip
+    line = error_line(refused)
+    assert "api_key not configured" in line and "wandb login" in line and "--wandb_log=False" in line
