@@ -74,6 +74,8 @@ sharding = "ddp"  # ddp: each process has the whole model; fsdp: a share of weig
 device = "auto"  # cuda, cuda:N, mps or cpu
 dtype = "auto"  # float32, bfloat16 or float16 (which scales the loss)
 compile = "auto"  # torch.compile the model
+attention = "auto"  # its kernel on a GPU: auto (torch chooses), flash, efficient or math; on a CPU: auto or math
+deterministic = False  # deterministic algorithms only, so that a GPU computes the same digits each time; slower
 peak_flops = 0.0  # what the device could do a second, for MFU; 0: look it up or measure it
 seed = 1337  # of every random draw; process r takes seed + r
 
@@ -108,6 +110,9 @@ dtype = devices.pick_dtype(dtype, device)
 compile, remark = devices.pick_compile(compile, device)
 if remark:
     say(remark)
+devices.pick_attention(attention, device, dtype)
+if deterministic:
+    devices.compute_deterministically()
 processes.check_sharding(sharding, optimizer, dtype)
 data_dir = os.path.join(ROOT, "data", dataset)
 bins = find_bins(data_dir, block_size, dataset)

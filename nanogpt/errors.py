@@ -45,6 +45,8 @@ def machine_failure(error):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return "out of memory: try a smaller --batch_size or --block_size, or a smaller model"
+    if re.search("No available kernel|No viable backend for scaled_dot_product_attention", str(error)):
+        return "this device has no such attention kernel for this dtype and head size: add --attention=auto"
     if isinstance(error, RuntimeError) and re.search("gloo|nccl|Connection (closed|reset)", str(error), re.I):
         return f"another process is gone or cannot be reached: {str(error).splitlines()[0]}"
     return None
