@@ -47,6 +47,8 @@ class Dropout(nn.Dropout):
 # ----------------------------------------------------------------------------------------------
 # attention
 
+plain_attention = False  # a CPU uses torch's plain kernel; devices.pick_attention() sets this
+
 
 def attention(q, k, v, dropout_p=0.0):
     """Causal attention of q (B, nh, T, hs) over k and v (B, nh, S, hs): (B, nh, T, hs), by this device's best kernel.
@@ -56,8 +58,7 @@ def attention(q, k, v, dropout_p=0.0):
     if q.size(2) == 1:
         with torch.autocast(q.device.type, enabled=False):  # a CPU's cache is float32, whatever q is
             return F.scaled_dot_product_attention(q.to(k.dtype), k, v, dropout_p=dropout_p)
-    plain = not torch.backends.cuda.flash_sdp_enabled()  # on a CPU: the setting attention is 'math'
-    if q.device.type == "cpu" and (dropout_p > 0 or q.dtype != torch.float32) and not plain:
+    if q.device.type == "cpu" and (dropout_p > 0 or q.dtype != torch.float32) and not plain_attention:
         return CPUAttention.apply(*(t.flatten(0, 1) for t in (q, k, v)), dropout_p).view_as(q)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
 

@@ -12,6 +12,7 @@ import time
 
 import torch
 
+from nanogpt import cpu_kernels
 from nanogpt.errors import UserError
 
 try:
@@ -124,6 +125,7 @@ def pick_attention(attention, device, dtype):
         raise UserError("--attention=flash does not work in float32: use --dtype=bfloat16, or --attention=efficient")
     if attention == "auto":
         return
+    cpu_kernels.plain_attention = attention == "math"
     torch.backends.cuda.enable_flash_sdp(attention == "flash")
     torch.backends.cuda.enable_mem_efficient_sdp(attention == "efficient")
     torch.backends.cuda.enable_math_sdp(attention == "math")

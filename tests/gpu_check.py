@@ -284,15 +284,20 @@ def compiled(lab):
     yield check("no CUDA graph is skipped", not skipped, skipped[0][:150] if skipped else "none was")
     counted = lab.train(settings | dict(device="cpu", compile=True, dtype="float32"), hook="counted_graphs").seen
     yield check("as many graphs as the counting compiler traces on a CPU", run.seen["graphs"] == counted["graphs"] > 0,
-                f"{run.seen['graphs']} and {counted['graphs']}; {run.seen['breaks']} breaks")  # fmt: skip
+                f"{run.seen['graphs']} and {counted['graphs']}")  # fmt: skip
+    yield check("no graph is broken", run.seen["breaks"] == 0, f"{run.seen['breaks']} breaks")
     yield Row("the first iteration, evaluation and compilation included", "figure", f"{run.iters[0][1] / 1000:.1f} s")
 
 
 def no_recompilation(run):
-    """A row: nothing is recompiled after iteration 2. The run needs TORCH_LOGS=recompiles."""
-    late = run.text.partition("\niter 2: ")[2]
+    """A row: nothing is recompiled after iteration 2. The run needs TORCH_LOGS=recompiles.
+
+    The training graph is itself a recompilation, since an evaluation comes first: without it the log is not on."""
+    early, _, late = run.text.partition("\niter 2: ")
     found = re.findall(r"Recompiling function .*", late)
-    return check("no recompilation after iteration 2", bool(late) and not found, found[0][:150] if found else "none")
+    logged = "Recompiling function" in early
+    seen = found[0][:150] if found else "none" if logged else "the log of recompilations is empty"
+    return check("no recompilation after iteration 2", bool(late) and logged and not found, seen)
 
 
 def sync(lab):
@@ -322,7 +327,7 @@ def guard(lab):
     run = lab.train(GOLDEN | dict(max_iters=99, compile=False, dtype="float16"), "float16")
     skipped = [int(n) for n in re.findall(r"^iter (\d+): \d+ steps skipped", run.text, re.M)]
     scale = torch.load(os.path.join(lab.out("float16"), "last.pt"), weights_only=True)["scaler"]["scale"]
-    yield check("float16: 100 iterations, the loss scale settles", max(skipped, default=0) < 50 and run.losses[99] < 4,
+    yield check("float16: 100 iterations, the loss scale settles", max(skipped, default=0) < 50 and run.losses[99] < 3,
                 f"scale {scale:.0f}; steps skipped at {skipped or 'none'}; loss {run.losses[99]}")  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from conftest import GOLDEN, SYNTHETIC, TINY, error_line, flags
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from nanogpt import cpu_kernels
@@ -28,7 +29,7 @@ def restored(monkeypatch):
     yield
     for name, enabled in before.items():
         getattr(torch.backends.cuda, f"enable_{name}")(enabled)
-    torch.compiler.config.cache_key_tag = tag
+    torch.compiler.config.cache_key_tag, cpu_kernels.plain_attention = tag, False
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
     torch.use_deterministic_algorithms(False)
 
@@ -90,6 +91,16 @@ def test_the_choice_is_part_of_the_compilers_cache_key():
     """torch.compile's cache looks at neither switch: with a warm one, code with the other kernel would run."""
     devices.pick_attention("math", "cuda", "bfloat16")
     assert "math" in torch.compiler.config.cache_key_tag
+
+
+@pytest.mark.parametrize("attention", ["auto", "math"])
+def test_the_choice_breaks_no_graph(attention):
+    devices.pick_attention(attention, "cpu", "float32")
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    q = torch.randn(2, 2, 16, 8)
+    torch.compile(cpu_kernels.attention, backend=counter, fullgraph=True)(q, q, q)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.slow
