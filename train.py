@@ -74,6 +74,8 @@ sharding = "ddp"  # ddp: each process has the whole model; fsdp: a share of weig
 device = "auto"  # cuda, cuda:N, mps or cpu
 dtype = "auto"  # float32, bfloat16 or float16 (which scales the loss)
 compile = "auto"  # torch.compile the model
+attention = "auto"  # its kernel on a GPU: auto (torch chooses), flash, efficient or math; on a CPU: auto or math
+deterministic = False  # deterministic algorithms only, so that a GPU computes the same digits each time; slower
 peak_flops = 0.0  # what the device could do a second, for MFU; 0: look it up or measure it
 seed = 1337  # of every random draw; process r takes seed + r
 
@@ -107,6 +109,8 @@ micro_steps = share_evenly(gradient_accumulation_steps, world_size)
 dtype = devices.pick_dtype(dtype, device)
 compile, compile_remark = devices.pick_compile(compile, device)
 say(compile_remark, devices.emulation_remark(dtype, device))
+devices.pick_attention(attention, device, dtype)
+devices.set_deterministic(deterministic)
 processes.check_sharding(sharding, optimizer, dtype)
 data_dir = os.path.join(ROOT, "data", dataset)
 bins = find_bins(data_dir, block_size, dataset)

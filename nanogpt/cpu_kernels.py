@@ -47,17 +47,20 @@ class Dropout(nn.Dropout):
 # ----------------------------------------------------------------------------------------------
 # attention
 
+plain_attention = False  # a CPU uses torch's plain kernel; devices.pick_attention() sets this
+
 
 def attention(q, k, v, dropout_p=0.0):
     """Causal attention of q (B, nh, T, hs) over k and v (B, nh, S, hs): (B, nh, T, hs), by this device's best kernel.
 
-    Either S = T, or T = 1: a single query that sees all S keys.
+    Either S = T, or T = 1: a single query that sees all S keys. devices.pick_attention() may have chosen the kernel.
     """
     if q.size(2) == 1:
         with torch.autocast(q.device.type, enabled=False):  # a CPU's cache is float32, whatever q is
             return F.scaled_dot_product_attention(q.to(k.dtype), k, v, dropout_p=dropout_p)
-    samples_compiled = torch.compiler.is_compiling() and not torch.is_grad_enabled()  # CPUAttention: a graph for each T
-    if q.device.type == "cpu" and (dropout_p > 0 or q.dtype != torch.float32) and not samples_compiled:
+    compiled_inference = torch.compiler.is_compiling() and not torch.is_grad_enabled()  # it would compile for each T
+    ours = (dropout_p > 0 or q.dtype != torch.float32) and not (plain_attention or compiled_inference)
+    if q.device.type == "cpu" and ours:
         return CPUAttention.apply(*(t.flatten(0, 1) for t in (q, k, v)), dropout_p).view_as(q)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
 

@@ -12,12 +12,15 @@ import time
 
 import torch
 
+from nanogpt import cpu_kernels
 from nanogpt.errors import UserError
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
+
+ATTENTION_KERNELS = ("flash", "efficient", "math")
 
 
 def pick_device(device):
@@ -118,6 +121,45 @@ def compile_mode(device_type, processes, micro_steps, flops_scale):
     """
     small = processes == 1 and micro_steps == 1 and flops_scale < 5e11
     return "reduce-overhead" if device_type == "cuda" and small else None
+
+
+def pick_attention(attention, device, dtype):
+    """Has scaled_dot_product_attention use the kernel `attention` only; with 'auto' torch chooses.
+
+    On a CPU 'math' is torch's plain attention, and 'auto' may be that of nanogpt/cpu_kernels.py. UserError where this
+    device or dtype does not have the kernel.
+    """
+    if attention not in ("auto", *ATTENTION_KERNELS):
+        raise UserError(f"--attention={attention}: takes auto, flash, efficient or math")
+    kind = torch.device(device).type
+    if attention not in {"cuda": ("auto", *ATTENTION_KERNELS), "cpu": ("auto", "math")}.get(kind, ("auto",)):
+        others = "auto or math" if kind == "cpu" else "auto"
+        raise UserError(f"--attention={attention} is not available on {device}, which takes {others}")
+    if attention == "flash" and dtype == "float32":
+        raise UserError("--attention=flash does not work in float32: use --dtype=bfloat16, or --attention=efficient")
+    if attention == "auto":
+        return
+    cpu_kernels.plain_attention = attention == "math"
+    torch.backends.cuda.enable_flash_sdp(attention == "flash")
+    torch.backends.cuda.enable_mem_efficient_sdp(attention == "efficient")
+    torch.backends.cuda.enable_math_sdp(attention == "math")
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    # torch.compile's cache on disk does not look at these switches: it would return code with another kernel
+    torch.compiler.config.cache_key_tag += f"attention={attention}"
+
+
+def set_deterministic(deterministic):
+    """If `deterministic`, torch uses algorithms that give the same digits each time. Comes before the first product.
+
+    Under it flash and efficient attention have a deterministic backward pass, and cuDNN's attention, which has none, is
+    not chosen. Source: ATen/native/transformers/cuda/ in torch, attention_backward.cu and sdp_utils.cpp.
+    """
+    if not deterministic:
+        return
+    if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):  # the values that torch accepts for this
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)  # torch.compile then does not choose kernels by their speed
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def packs_weights(device, dtype):

@@ -53,6 +53,8 @@ def machine_failure(error):
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return "out of memory: try a smaller --batch_size or --block_size, or a smaller model"
+    if re.search("No available kernel|No viable backend for scaled_dot_product_attention", str(error)):
+        return "this device has no such attention kernel for this dtype and head size: add --attention=auto"
     distributed = getattr(torch.distributed, "DistError", ())  # not in a torch that was built without it
     named = isinstance(error, RuntimeError) and re.search(COLLECTIVES, str(error), re.I)
     if named or isinstance(error, distributed):

@@ -58,7 +58,7 @@ class RunFolder:
     def load(self, device_type):
         """(checkpoint, the settings that a resume takes from it, remarks for the user).
 
-        dtype and compile stay the run's on the same type of device, since the numbers hang on them.
+        dtype, compile and attention stay the run's on the same type of device, since the numbers hang on them.
         """
         saved, self.loaded_path, remarks = checkpoint.load_run(self.out_dir)
         resumed = {name: value for name, value in saved["config"].items() if name not in NOT_RESUMED}
@@ -67,7 +67,8 @@ class RunFolder:
             resumed |= {"dtype": machine["dtype"], "compile": machine["compile"]}
         elif machine:
             kind = machine["device_type"]
-            remarks.append(f"the run was on {kind}: dtype and compile are chosen anew for {device_type}")
+            resumed.pop("attention", None)  # another type of device has other kernels
+            remarks.append(f"the run was on {kind}: dtype, compile and attention are chosen anew for {device_type}")
         return saved, resumed, remarks
 
     def forget_other_data(self, saved, dataset, meta):

@@ -2,10 +2,12 @@
 
     python tests/bench.py                                  every row
     python tests/bench.py --peer=DIR train_cpu sample_baby   these rows, beside the checkout in DIR
+    python tests/bench.py --device=cpu                     on the CPU; by default on a GPU where there is one
 
 A row runs whole commands in turn, ours, peer's, ours, ..., and quotes medians. train rows take the
 median of the printed iteration times (the first five left out), sample rows the seconds between
-two lengths of text, so that neither counts the start of Python. Peak memory is the process's own.
+two lengths of text, so that neither counts the start of Python. Peak memory is the process's own; on a GPU it is
+the most that its tensors have taken there.
 --runs=N sets how often (5 by default, and at least that for figures to quote).
 """
 
@@ -23,9 +25,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAMS = os.path.join(ROOT, "tests", "programs")
 SMALL = "--n_layer=4 --n_head=4 --n_embd=128 --block_size=64 --batch_size=12 --dropout=0.0".split()
 GPT2 = "--batch_size=2 --block_size=1024 --gradient_accumulation_steps=1 --dataset={gpt2_data}".split()
-PLAIN = ["--device=cpu", "--compile=False"]  # the peer's settings on a CPU, as its README gives them
-AUTO = ["--device=cpu"]  # ours: all else on 'auto'
-OURS_ALONE = {"train_gpt2_recompute": ["--recompute=True"]}  # settings that the peer does not have
+# the peer's settings: on a CPU as its README gives them, on a GPU its own defaults
+PLAIN = {"cpu": ["--device=cpu", "--compile=False"], "cuda": ["--device=cuda", "--compile=True", "--dtype=bfloat16"]}
+AUTO = {"cpu": ["--device=cpu"], "cuda": ["--device=cuda"]}  # ours: all else on 'auto'
+GPU_ITERS = 100  # at least: there a training row takes milliseconds an iteration
 BABY = ["config/train_shakespeare_char.py"]
 NO_EVAL = ["--eval_iters=1", "--eval_interval=1000000", "--always_save_checkpoint=False", "--log_interval=1"]
 
@@ -34,7 +37,7 @@ TRAIN = {
     "train_baby": ("baby GPT, dropout 0.2", BABY, 8),
     "train_cpu": ("4 layers x 128, block 64, batch 12", BABY + SMALL, 300),
     "train_gpt2": ("GPT-2 124M, batch 2 x 1024", GPT2, 8),
-    "train_gpt2_recompute": ("GPT-2 124M, batch 2 x 1024, ours with recompute", GPT2, 8),
+    "train_gpt2_recompute": ("GPT-2 124M, batch 2 x 1024, recompute", [*GPT2, "--recompute=True"], 8),
 }
 # name: (what it is, the model, samples, tokens in each)
 SAMPLE = {
@@ -55,31 +58,38 @@ def child(command, cwd):
     return out, seconds
 
 
-def measured(command, cwd):
-    """[stdout, seconds, peak MiB] of one run of `command`."""
+def measured(command, cwd, device):
+    """[stdout, seconds, peak MiB] of one run of `command`; on a GPU the peak of the GPU's memory."""
+    if device == "cuda":  # tests/gpu_hooks.py reads it at the end of the script
+        python, *script = command
+        out, seconds = child([python, os.path.join(ROOT, "tests", "gpu_hooks.py"), "memory", *script], cwd)
+        return out, seconds, json.loads(re.findall(r"^seen: (.*)$", out, re.M)[-1])["device_mib"]
     out, _ = child([sys.executable, os.path.join(PROGRAMS, "measure_command.py"), cwd, *command], cwd)
     return json.loads(out)
 
 
-def train_times(side, row, temporary):
+def train_times(side, row, temporary, device):
     """(median ms an iteration, peak MiB, printed MFU or None) of one training run."""
     _, arguments, iters = TRAIN[row]
+    iters = max(iters, GPU_ITERS) if device == "cuda" else iters
     arguments = [a.format(gpt2_data=os.path.join(temporary, "gpt2_data")) for a in arguments]
-    extra = PLAIN if side != ROOT else AUTO + OURS_ALONE.get(row, [])
+    extra = (PLAIN if side != ROOT else AUTO)[device]
+    if side != ROOT:  # ours alone has this setting: beside it the peer runs as it is
+        arguments = [a for a in arguments if a != "--recompute=True"]
     out_dir = os.path.join(temporary, "out-bench")
     command = [sys.executable, "train.py", *arguments, *NO_EVAL, f"--max_iters={iters}", f"--out_dir={out_dir}", *extra]
-    out, _, peak = measured(command, side)
+    out, _, peak = measured(command, side, device)
     times = [float(ms) for ms in re.findall(r"^iter \d+: loss \S+, time ([\d.]+)ms", out, re.M)][5:]
     mfu = re.findall(r"mfu ([\d.]+)%$", out, re.M)
     return statistics.median(times), peak, float(mfu[-1])
 
 
-def sample_times(side, row, temporary):
+def sample_times(side, row, temporary, device):
     """(seconds for the text, peak MiB) of one sampling run, less the same command's time for a single token."""
     _, model, samples, tokens = SAMPLE[row]
-    command = [sys.executable, "sample.py", f"--out_dir={temporary}/{model}", f"--num_samples={samples}", *AUTO]
-    _, start, _ = measured([*command, "--max_new_tokens=1"], side)
-    _, seconds, peak = measured([*command, f"--max_new_tokens={tokens}"], side)
+    command = [sys.executable, "sample.py", f"--out_dir={temporary}/{model}", f"--num_samples={samples}", *AUTO[device]]
+    _, start, _ = measured([*command, "--max_new_tokens=1"], side, device)
+    _, seconds, peak = measured([*command, f"--max_new_tokens={tokens}"], side, device)
     return seconds - start, peak
 
 
@@ -105,13 +115,13 @@ def write_models(temporary):
         ckpt.save(state, os.path.join(temporary, name, "ckpt.pt"))
 
 
-def in_turn(measure, row, peer, runs, temporary):
+def in_turn(measure, row, peer, runs, temporary, device):
     """The medians of `runs` runs of ours and of the peer's (None without one), taken in turn."""
     sides = {"ours": ROOT} | ({"peer": peer} if peer else {})
     results = {name: [] for name in sides}
     for _ in range(runs):
         for name, side in sides.items():
-            results[name].append(measure(side, row, temporary))
+            results[name].append(measure(side, row, temporary, device))
     return {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in results.items()}
 
 
@@ -136,24 +146,30 @@ def time_to_loss(side, settings, target, temporary):
     return seconds, loss, evaluations
 
 
-def val_loss(seed, temporary):
+def val_loss(seed, temporary, device):
     """Our val loss at nanoGPT's README settings for a CPU after 2000 iterations, 400 batches, all on 'auto'."""
     arguments = [*BABY, *SMALL, "--max_iters=2000", "--lr_decay_iters=2000", "--eval_iters=400", "--eval_interval=2000"]
-    command = [sys.executable, "train.py", *arguments, *AUTO, f"--seed={seed}", f"--out_dir={temporary}/out-bench"]
+    command = [sys.executable, "train.py", *arguments, *AUTO[device], f"--seed={seed}", f"--out_dir={temporary}/out-bench"]
     out, _ = child([*command, "--log_interval=1000"], ROOT)
     return float(re.findall(r"^step 2000: train loss \S+, val loss ([\d.]+)", out, re.M)[0])
 
 
 def main():
+    import torch  # not above: measured() imports this module in a process that has to be small
+
     every = [*TRAIN, *SAMPLE, *OTHER]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(every)}; without one all of them")
     parser.add_argument("--peer", metavar="DIR", type=os.path.abspath, help="the other checkout")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="cuda where there is a GPU, else cpu")
     parser.add_argument("--runs", metavar="N", type=int, default=5, help="how often each command runs")
     options = parser.parse_args()
     rows, peer, runs = options.rows or every, options.peer, options.runs
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if unknown := ", ".join(row for row in rows if row not in every):
         parser.error(f"no such row: {unknown}; there are {', '.join(every)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device=cuda: torch {torch.__version__} finds no GPU")
     if runs < 1:
         parser.error(f"--runs={runs}: must be at least 1")
     if peer and not os.path.exists(os.path.join(peer, "train.py")):
@@ -168,18 +184,18 @@ def main():
         for row in rows:
             if row in TRAIN:
                 tokens = {"train_baby": 64 * 256, "train_cpu": 12 * 64}.get(row, 2 * 1024)
-                result = in_turn(train_times, row, peer, runs, temporary)
+                result = in_turn(train_times, row, peer, runs, temporary, device)
                 ms, peak, mfu = result["ours"]
                 cells = [f"{ms:,.1f} ms", f"{tokens / ms * 1000:,.0f}", f"{mfu:.0f} %"]
                 theirs = f"{result['peer'][0]:,.1f} ms" if peer else "-"
             elif row in SAMPLE:
-                result = in_turn(sample_times, row, peer, runs, temporary)
+                result = in_turn(sample_times, row, peer, runs, temporary, device)
                 seconds, peak = result["ours"]
                 _, _, samples, tokens = SAMPLE[row]
                 cells = [f"{seconds:,.2f} s", f"{samples * tokens / seconds:,.0f}", "-"]
                 theirs = f"{result['peer'][0]:,.2f} s" if peer else "-"
             else:
-                print(other_row(row, peer, runs, temporary), flush=True)
+                print(other_row(row, peer, runs, temporary, device), flush=True)
                 continue
             ratio = f"{result['peer'][0] / result['ours'][0]:.2f} x" if peer else "-"
             memory = f"{peak:,.0f} / {result['peer'][1]:,.0f} MiB" if peer else f"{peak:,.0f} MiB"
@@ -187,24 +203,26 @@ def main():
             print("|", " | ".join([what, cells[0], theirs, ratio, *cells[1:], memory]), "|", flush=True)
 
 
-def other_row(row, peer, runs, temporary):
+def other_row(row, peer, runs, temporary, device):
     if row == "val_cpu":
-        losses = [val_loss(seed, temporary) for seed in (1337, 1, 2)]
+        losses = [val_loss(seed, temporary, device) for seed in (1337, 1, 2)]
         shown = ", ".join(f"{loss:.3f}" for loss in losses)
         return f"| val loss after 2000 iterations, seeds 1337, 1, 2 | mean {statistics.mean(losses):.3f} ({shown}) | | | | | |"
     if row == "load_gpt2":
         return load_row(temporary)
+    if row == "scaling" and device == "cuda":
+        return "| scaling | measures processes on a CPU: add --device=cpu | | | | | |"
     if row == "scaling":
         return scaling_rows(runs, temporary)
-    return loss_row(peer, runs, temporary)
+    return loss_row(peer, runs, temporary, device)
 
 
-def loss_row(peer, runs, temporary, target=1.908):
+def loss_row(peer, runs, temporary, device, target=1.908):
     """The way to nanoGPT's val loss at its README settings for a CPU: ours with a seed of its own each time."""
-    theirs = [*BABY, *SMALL, *PLAIN, "--max_iters=2000", "--lr_decay_iters=2000"]
+    theirs = [*BABY, *SMALL, *PLAIN[device], "--max_iters=2000", "--lr_decay_iters=2000"]
     results = {"ours": [], "peer": []}
     for k in range(runs):
-        ours = ["config/train_shakespeare_cpu.py", *AUTO, f"--seed={1337 + k}"]
+        ours = ["config/train_shakespeare_cpu.py", *AUTO[device], f"--seed={1337 + k}"]
         results["ours"].append(time_to_loss(ROOT, ours, target, temporary))
         if peer:
             results["peer"].append(time_to_loss(peer, theirs, target, temporary))

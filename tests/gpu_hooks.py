@@ -1,0 +1,160 @@
+"""Runs a script with an instrument attached, for tests/gpu_check.py and tests/bench.py.
+
+    python tests/gpu_hooks.py INSTRUMENT SCRIPT ARGUMENT...
+
+The script runs as `python SCRIPT ARGUMENT...` would. The last line is `seen: ` and what the instrument saw, as JSON.
+"""
+
+import json
+import os
+import runpy
+import sys
+import time
+import warnings
+
+import torch
+
+POISONED = 5  # the iteration whose gradient gets a NaN
+WARM_UP = 6  # iterations that compile, allocate and warm up
+
+
+def device_memory():
+    """The most memory that tensors have taken on the GPU, in MiB; None where no GPU was used."""
+
+    def seen():
+        used = torch.cuda.is_available() and torch.cuda.is_initialized()
+        return {"device_mib": torch.cuda.max_memory_allocated() / 2**20 if used else None}
+
+    return seen
+
+
+def graphs():
+    """How many graphs torch.compile has traced, and how often it had to break one."""
+    from torch._dynamo.utils import counters
+
+    return lambda: {
+        "graphs": counters["stats"]["unique_graphs"], "breaks": sum(counters["graph_break"].values()),
+        "device_mib": device_memory()()["device_mib"],
+    }  # fmt: skip
+
+
+def counted_graphs():
+    """As graphs(), with a compiler that only counts: it needs no GPU, and returns each graph as it is."""
+    from nanogpt import device
+
+    real = torch.compile
+    torch.compile = lambda model, **_: real(model, backend="eager")
+    device.pick_compile = lambda *_: (True, None)  # it asks for the compilers that this one does not need
+    return graphs()
+
+
+def synchronisations(mode):
+    """Watches the iterations after an unlogged one: from the end of that one to their own end.
+
+    mode "error": torch raises where the host waits for the GPU. "warn": it warns, and this counts the warnings.
+    """
+    from nanogpt import device
+
+    log_interval = next(int(a.partition("=")[2]) for a in sys.argv if a.startswith("--log_interval="))
+    found = {"iterations": 0, "synchronisations": 0}
+    watching = [False]
+
+    def count(message, *_, **__):
+        found["synchronisations"] += "synchronizing" in str(message)
+
+    warnings.simplefilter("always")
+    warnings.showwarning = count
+
+    class WatchedClock(device.Clock):
+        """The clock's marks are the ends of the iterations; the first comes before the loop."""
+
+        iteration = -1
+
+        def mark(self):
+            torch.cuda.set_sync_debug_mode("default")
+            event = super().mark()
+            found["iterations"] += watching[0]
+            watching[0] = self.iteration >= WARM_UP and self.iteration % log_interval != 0
+            torch.cuda.set_sync_debug_mode(mode if watching[0] else "default")
+            self.iteration += 1
+            return event
+
+    device.Clock = WatchedClock
+    return lambda: found
+
+
+def poisoned_gradient():
+    """Puts a NaN into a gradient once, and compares all weights and moments before and after that iteration's step."""
+    from nanogpt import optim
+
+    clip, found, iteration, before = optim.clip_gradients, {}, [0], []
+
+    def bits(optimizer):
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        state = [t for p in weights for t in getattr(optimizer, "state", {}).get(p, {}).values()]
+        return [t.detach().clone().view(torch.uint8 if t.dim() else t.dtype) for t in (*weights, *state)]
+
+    def poisoning_clip(parameters, grad_clip):
+        parameters = list(parameters)
+        if iteration[0] == POISONED:
+            parameters[0].grad.view(-1)[0] = float("nan")
+        return clip(parameters, grad_clip)
+
+    class WatchedGuard(optim.NonFiniteGuard):
+        def step(self, optimizer, grad_norm):
+            before[:] = bits(optimizer) if iteration[0] == POISONED else []
+            super().step(optimizer, grad_norm)
+            if before:
+                after = bits(optimizer)
+                found["tensors"] = len(after)
+                found["changed"] = sum(not torch.equal(*pair) for pair in zip(before, after, strict=True))
+            iteration[0] += 1
+
+    optim.clip_gradients, optim.NonFiniteGuard = poisoning_clip, WatchedGuard
+    return lambda: found
+
+
+def matmul_tflops(device, dtype, products=20, size=None):
+    """TFLOPS of the best of a few rounds of large products, many for each synchronisation."""
+    size = size or (8192 if device.startswith("cuda") else 512)
+    torch.set_float32_matmul_precision("high")
+    a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    out, best = torch.empty_like(a), 0.0
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else torch.cpu.synchronize
+    for _ in range(6):
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(products):
+            torch.mm(a, b, out=out)
+        synchronize()
+        best = max(best, products * 2 * size**3 / (time.perf_counter() - start))
+    return best / 1e12
+
+
+INSTRUMENTS = {
+    "memory": device_memory,
+    "graphs": graphs,
+    "counted_graphs": counted_graphs,
+    "sync_error": lambda: synchronisations("error"),
+    "sync_count": lambda: synchronisations("warn"),
+    "nan": poisoned_gradient,
+}
+
+
+def main():
+    if sys.argv[1] == "matmul":
+        print("seen: " + json.dumps({"tflops": matmul_tflops(*sys.argv[2:4])}))
+        return
+    instrument, script = INSTRUMENTS[sys.argv[1]], os.path.abspath(sys.argv[2])
+    sys.argv = [script, *sys.argv[3:]]
+    sys.path[0] = os.path.dirname(script)
+    seen = instrument()
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        sys.stdout.flush()
+        print("\nseen: " + json.dumps(seen()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
