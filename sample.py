@@ -51,10 +51,10 @@ if remark:
 torch.manual_seed(seed)
 if init_from == "resume":
     checkpoint, path, remarks = ckpt.load_model_file(out_dir)
-    for remark in remarks:
-        print(remark, file=sys.stderr)
     model = GPT.from_checkpoint(checkpoint, path)
-    codec = codec_of_run(checkpoint, path, model.config.vocab_size)
+    codec, more_remarks = codec_of_run(checkpoint, path, model.config.vocab_size)
+    for remark in remarks + more_remarks:
+        print(remark, file=sys.stderr)
 elif init_from.startswith("gpt2") or os.path.isdir(init_from):
     model = GPT.from_pretrained(init_from)
     codec = codec_of_folder(init_from, model.config.vocab_size)

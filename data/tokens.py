@@ -85,12 +85,38 @@ def codec_for(meta, where="meta.pkl"):
 
 
 def codec_of_run(checkpoint, path, vocab_size):
-    """The codec of the model of `vocab_size` ids in `checkpoint`, read from `path`: its dataset's, or where that is
-    gone or never was here the one kept in it. UserError where there is none, or it has more ids than the model."""
-    meta_path = os.path.join(ROOT, "data", str(checkpoint["config"].get("dataset")), "meta.pkl")
-    here = os.path.exists(meta_path)
-    codec = codec_for(read_meta(meta_path), meta_path) if here else codec_for(checkpoint.get("meta"), path)
-    return codec_that_fits(codec, vocab_size, path)
+    """(codec, remarks for the user) of the model of `vocab_size` ids in `checkpoint`, read from `path`.
+
+    The codec is the one kept in the checkpoint, since the dataset may have been prepared again from another text. Where
+    the checkpoint has none, as nanoGPT's do, it is the dataset's of today. UserError where neither has one, or it has
+    more ids than the model.
+    """
+    folder = os.path.join(ROOT, "data", str(checkpoint["config"].get("dataset")))
+    meta_path = os.path.join(folder, "meta.pkl")
+    if not _has_codec(checkpoint, path):
+        here = os.path.exists(meta_path)
+        codec = codec_for(read_meta(meta_path), meta_path) if here else codec_for(checkpoint.get("meta"), path)
+        return codec_that_fits(codec, vocab_size, path), []
+    codec = codec_that_fits(codec_for(checkpoint["meta"], path), vocab_size, path)
+    remark = f"{folder} has other tokens than the run was trained on: using those in {path}"
+    return codec, [remark] if _has_other_tokens(folder, codec) else []
+
+
+def _has_codec(checkpoint, path):
+    """Whether the checkpoint read from `path` keeps what its ids stand for. None is kept where these are GPT-2's."""
+    meta = checkpoint.get("meta")
+    return "meta" in checkpoint and (meta is None or "stoi" in check_meta(meta, path))
+
+
+def _has_other_tokens(folder, codec):
+    """Whether the ids of the dataset in `folder`, as it is now, stand for something else than those of `codec`."""
+    try:
+        meta = find_meta(folder)
+    except UserError:  # a broken file does not say
+        return False
+    if meta is None:
+        return isinstance(codec, CharCodec) and os.path.exists(os.path.join(folder, "train.bin"))
+    return "stoi" in meta and not (isinstance(codec, CharCodec) and meta["stoi"] == codec.stoi)
 
 
 def codec_of_folder(name_or_path, vocab_size):

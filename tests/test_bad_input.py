@@ -218,7 +218,13 @@ METAS = {
 def test_a_meta_is_refused_that_is(run, spoilt, place, change):
     project = spoilt("meta.pkl", change)
     assert "meta.pkl" in refused(run, project, place, "train.py", *NEW)
-    assert "meta.pkl" in refused(run, project, place, "sample.py", "--out_dir=out", "--device=cpu")
+    with_codec = ["--out_dir=out", "--device=cpu", "--num_samples=1", "--max_new_tokens=2"]
+    run("sample.py", *with_codec, cwd=place, project=project)  # the checkpoint has its own
+    saved = torch.load(place / "out" / "ckpt.pt")
+    del saved["meta"]
+    (place / "bare").mkdir(exist_ok=True)
+    torch.save(saved, place / "bare" / "ckpt.pt")
+    assert "meta.pkl" in refused(run, project, place, "sample.py", "--out_dir=bare", "--device=cpu")
 
 
 # ----------------------------------------------------------------------------------------------

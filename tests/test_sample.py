@@ -206,13 +206,17 @@ def test_the_data_folders_meta_serves_a_checkpoint_of_nanogpts(sample, synthetic
     assert texts(sample(num_samples=2, max_new_tokens=30, out_dir=tmp_path)) == ours
 
 
-def test_a_meta_that_is_not_one_is_an_error(sample, own_project):
+def test_a_meta_that_is_not_one_is_an_error_where_the_checkpoint_has_no_codec(
+    sample, own_project, synthetic_run, tmp_path
+):
+    edited(synthetic_run[0] / "ckpt.pt", tmp_path, lambda saved: saved.pop("meta"))
     meta = own_project / "data" / "synthetic" / "meta.pkl"
-    for content in (b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"vocab_size": 61, "stoi": 3, "itos": 4})):
+    for content in (b"", b"not a pickle", pickle.dumps([1, 2])):
         meta.write_bytes(content)
-        assert "meta.pkl" in error_line(sample(project=own_project, expect=2))
-    meta.write_bytes(pickle.dumps({"vocab_size": 61}))
-    assert "no characters" in error_line(sample(project=own_project, expect=2))
+        assert "meta.pkl" in error_line(sample(project=own_project, out_dir=tmp_path, expect=2))
+    for content in ({"vocab_size": 61}, {"vocab_size": 61, "stoi": 3, "itos": 4}):
+        meta.write_bytes(pickle.dumps(content))
+        assert "no characters" in error_line(sample(project=own_project, out_dir=tmp_path, expect=2))
 
 
 def edited(path, to, edit):

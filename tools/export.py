@@ -28,10 +28,10 @@ if os.path.exists(to) and not (os.path.isdir(to) and not os.listdir(to)):
     raise UserError(f"--to={to} is there already, and is not an empty folder: give another, or move it away")
 
 checkpoint, path, remarks = ckpt.load_model_file(out_dir)
-for remark in remarks:
-    print(remark)
 model = GPT.from_checkpoint(checkpoint, path)
-codec = codec_of_run(checkpoint, path, model.config.vocab_size)
+codec, more_remarks = codec_of_run(checkpoint, path, model.config.vocab_size)
+for remark in remarks + more_remarks:
+    print(remark)
 gpt2.write_folder(to, model, codec, eot=codec.eot if isinstance(codec, BPECodec) else None)
 print(f"wrote {to} from {path}")
 print(f"to sample from it: python {relative_path('sample.py')} --init_from={to}")
