@@ -66,6 +66,8 @@ def mistake(script, *arguments):
     ("--batch_size=3", "batch_size", 3),
     ("--batch_size=1_000", "batch_size", 1000),
     ("--batch_size=-1", "batch_size", -1),
+    ("--batch_size=3.0", "batch_size", 3),  # an integral float where a whole number stands
+    ("--batch_size=1e4", "batch_size", 10_000),
     ("--learning_rate=1e-3", "learning_rate", 1e-3),
     ("--learning_rate=1", "learning_rate", 1.0),  # an int where a float stands
     ("--decay_lr=False", "decay_lr", False),
@@ -91,7 +93,7 @@ def test_a_value_is_a_python_literal_else_a_text(script, argument, name, value):
 
 
 @pytest.mark.parametrize("argument", [
-    "--batch_size=3.0", "--batch_size=3.5", "--batch_size=True", "--batch_size=many", "--batch_size=", "--batch_size='3'",
+    "--batch_size=3.5", "--batch_size=True", "--batch_size=many", "--batch_size=", "--batch_size='3'",
     "--batch_size=2*3", "--batch_size=__import__('os').getcwd()", "--learning_rate=fast", "--learning_rate=True",
     "--learning_rate=None", "--learning_rate=1e-3,", "--learning_rate=nan", "--learning_rate=1e999", "--decay_lr=1",
     "--decay_lr=true", "--decay_lr=yes", "--decay_lr=None", "--batch_size=" + "(" * 500,
@@ -181,10 +183,6 @@ def test_what_a_config_file_sets_counts_as_given_even_if_it_is_the_default(scrip
 
 @pytest.mark.parametrize("text, says", [
     ("bach_size = 3\n", "did you mean batch_size?"),
-    ("batch_size = 3\nwidth = 3\n", "there is no setting width"),
-    ("import math\nfrom math import sqrt\n", "there is no setting sqrt"),
-    ("for i in range(3):\n    pass\n", "there is no setting i"),
-    ("CONSTANT = 3\n", "there is no setting CONSTANT"),
     ("batch_size = 3.5\n", "batch_size takes a whole number"),
     ("batch_size = True\n", "batch_size takes a whole number"),
     ("batch_size = None\n", "batch_size takes a whole number"),
