@@ -193,6 +193,19 @@ def codec_that_fits(codec, vocab_size, path):
     return codec
 
 
+def first_prompt(codec, start):
+    """(a prompt, remarks for the user): `start` where `codec` knows its characters, else the vocabulary's first one."""
+    try:
+        codec.encode(start)
+    except UserError as error:
+        characters = [(i, c) for c, i in codec.stoi.items() if len(c) == 1]
+        if not characters:
+            raise
+        first = min(characters)[1]
+        return first, [f"{error}, the default prompt: the samples begin with {first!r} (--start= gives another)"]
+    return start, []
+
+
 class CharCodec:
     """A character an id, by the table in `meta`; UserError where it has none, naming `where` it is from."""
 

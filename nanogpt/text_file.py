@@ -1,15 +1,17 @@
-"""Text files by one rule, for data, prompts and config files: UTF-8, universal newlines, no byte order mark.
+"""Text by one rule, for data, prompts, stdin and config files: UTF-8, universal newlines, no byte order mark.
 
 So a text has the same characters whichever system it comes from: \\r\\n and \\r become \\n, as open() reads them.
 """
 
 import codecs
 import io
+import sys
 from itertools import chain
 
 from nanogpt.errors import UserError
 
 HEAD = 1 << 12  # bytes by which UTF-16 is recognised
+HINT = "; it looks like UTF-16: save it as UTF-8"
 
 
 def read_text(path, name=None):
@@ -38,15 +40,34 @@ def decoded(blocks, name):
             text = utf8.decode(block, final=not block)
         except UnicodeDecodeError as error:
             at = f"byte {before - held + error.start:,}: {error.reason}"
-            raise UserError(f"{name}: not UTF-8 text ({at}){_hint(head)}") from None
+            raise UserError(f"{name}: not UTF-8 text ({at}){HINT if looks_like_utf16(head) else ''}") from None
         if looks_like_utf16(head) and (len(head) == HEAD or not block):
-            raise UserError(f"{name}: not UTF-8 text (NULs or the like in every second byte){_hint(head)}")
+            raise UserError(f"{name}: not UTF-8 text (NULs or the like in every second byte){HINT}")
         before += len(block)
         if text and at_start:
             text, at_start = text.removeprefix("\ufeff"), False
         text = newlines.decode(text, final=not block)
         if text:
             yield text
+
+
+def stdin_lines(prompt):
+    """The lines of stdin, to its end; a terminal shows `prompt` before each. UserError where it is closed or UTF-16."""
+    if sys.stdin is None:
+        raise UserError("stdin is closed, and the prompts are read from it")
+    terminal = sys.stdin.isatty()
+    if terminal:
+        sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8 become an unknown character
+    else:
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace", newline=None)
+    while True:
+        try:
+            line = input(prompt if terminal else "")
+        except EOFError:
+            return
+        if not terminal and looks_like_utf16(line.lstrip("\ufffd").encode()):
+            raise UserError(f"stdin: not UTF-8 text{HINT}")
+        yield line
 
 
 def looks_like_utf16(data):
@@ -57,7 +78,3 @@ def looks_like_utf16(data):
         return True
     halves = (data[::2], data[1::2])
     return any(sum(byte < 9 for byte in half) > len(half) / 2 for half in halves)
-
-
-def _hint(head):
-    return "; it looks like UTF-16: save it as UTF-8" if looks_like_utf16(head) else ""

@@ -133,15 +133,17 @@ def test_tiny_shakespeare_in_byte_pairs_has_nanogpts_counts_and_finds_the_other_
 
 
 @needs_bpe
-def test_text_bpe_keeps_several_texts_side_by_side_and_splits_by_position(work, tmp_path):
+def test_text_bpe_puts_endoftext_between_several_texts_and_splits_by_position(work, tmp_path):
     text = UNICODE * 300
     one, two = write_text(tmp_path / "one.txt", text[:999]), write_text(tmp_path / "two.txt", text[999:])
     result = prepare(work, "text_bpe", one, two, "--name=mine", "--val_fraction=0.25")
     assert result.returncode == 0, result.stderr
     assert "--dataset=mine" in result.stdout
-    cut, codec = int(len(text) * 0.75), tiktoken_gpt2()
-    assert ids(work, "mine", "train").tolist() == codec.encode_ordinary(text[:cut])
-    assert ids(work, "mine", "val").tolist() == codec.encode_ordinary(text[cut:])
+    first, second = (part.replace("\r\n", "\n") for part in (text[:999], text[999:]))
+    cut, codec = int(len(first + second) * 0.75) - len(first), tiktoken_gpt2()
+    expected = [*codec.encode_ordinary(first), 50256, *codec.encode_ordinary(second[:cut])]
+    assert ids(work, "mine", "train").tolist() == expected
+    assert ids(work, "mine", "val").tolist() == codec.encode_ordinary(second[cut:])
     assert sorted(files_in(work / "data" / "text_bpe")) == ["prepare.py"]
 
 
@@ -159,7 +161,7 @@ def test_text_char_without_files_takes_the_standard_library_and_needs_no_network
     assert CharCodec(meta).decode(train[:500].tolist()) == head
 
 
-def test_text_char_drops_and_changes_nothing_in_the_users_files(work, tmp_path):
+def test_text_char_changes_only_line_ends_in_the_users_files(work, tmp_path):
     one, two = (
         write_text(tmp_path / "one.txt", UNICODE * 50),
         write_text(tmp_path / "two.txt", "zwei\r\n" * 50),
@@ -168,7 +170,7 @@ def test_text_char_drops_and_changes_nothing_in_the_users_files(work, tmp_path):
     assert result.returncode == 0, result.stderr
     codec = CharCodec(read_meta(work / "data" / "mine" / "meta.pkl"))
     parts = [codec.decode(ids(work, "mine", split).tolist()) for split in ("train", "val")]
-    assert "".join(parts) == UNICODE * 50 + "zwei\r\n" * 50
+    assert "".join(parts) == (UNICODE * 50 + "zwei\r\n" * 50).replace("\r\n", "\n")
     assert len(parts[0]) == int(0.9 * len("".join(parts)))
 
 
@@ -525,7 +527,7 @@ def test_a_text_without_a_place_to_cut_is_cut_all_the_same(text):
 def test_a_text_is_read_by_position_whatever_the_reads_cut(tmp_path, monkeypatch, read):
     monkeypatch.setattr(data_text, "READ", read)
     paths = [str(write_text(tmp_path / name, UNICODE * 3)) for name in ("one", "two")]
-    text = UNICODE * 6
+    text = (UNICODE * 6).replace("\r\n", "\n")
     assert "".join(data_text.text_chunks(paths)) == text
     for cut in (1, len(text) // 2, len(text) - 1):
         assert "".join(data_text.text_chunks(paths, 0, cut)) == text[:cut]

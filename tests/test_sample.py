@@ -167,7 +167,7 @@ def test_an_empty_prompt_is_an_error(sample, tmp_path):
 
 
 @pytest.mark.parametrize("setting, least", [
-    ("top_k=0", 1), ("top_k=-3", 1), ("num_samples=0", 1), ("window_step=0", 1), ("max_new_tokens=-1", 0),
+    ("top_k=-3", 0), ("num_samples=0", 1), ("window_step=0", 1), ("max_new_tokens=-1", 0),
     ("temperature=-0.5", 0), ("seed=-1", 0),
 ])  # fmt: skip
 def test_a_setting_that_is_too_small_is_an_error(sample, setting, least):
