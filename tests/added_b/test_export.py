@@ -1,6 +1,7 @@
 """tools/export.py: a trained model as a Hugging Face folder."""
 
 import json
+import shlex
 
 import pytest
 from conftest import CHARACTERS, META, write_synthetic
@@ -16,3 +17,10 @@ def test_the_runs_own_characters_are_exported_where_the_dataset_has_others_now(r
     written = json.loads((tmp_path / "hf" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     assert written == META["stoi"]
     assert f"using those in {synthetic_run[0] / 'ckpt.pt'}" in result.lines[0]
+
+
+def test_the_command_that_samples_from_it_can_be_pasted(run, synthetic_run, tmp_path):
+    pytest.importorskip("safetensors")
+    result = run("tools/export.py", f"--out_dir={synthetic_run[0]}", "--to=my export", cwd=tmp_path)
+    line = result.lines[-1]
+    assert shlex.split(line[line.index("python ") :])[2:] == ["--init_from=my export"]
