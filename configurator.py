@@ -5,15 +5,17 @@ ones winning. Importing this module also has mistakes printed as one line (nanog
 """
 
 import ast
-import builtins
-import difflib
 import math
 import os
 import re
+import shlex
 import sys
-import types
 
+import numpy as np
+
+from nanogpt import config_file
 from nanogpt.errors import ROOT, UserError
+from nanogpt.text_file import read_text
 
 
 def setting_names(namespace):
@@ -25,8 +27,11 @@ def setting_names(namespace):
 def coerce(name, value, default, where):
     """`value` as setting `name` takes it, whose default is `default`; UserError where it does not fit."""
     wanted = type(default)
+    value = value.item() if isinstance(value, np.generic) else value
     if default == "auto" and isinstance(value, (str, bool)):
         return value  # each setting with an 'auto' knows its own values
+    if wanted is int and type(value) is float and value.is_integer():
+        value = int(value)  # max_iters = 1e4
     if type(value) is int and wanted in (int, float) and abs(value) >= 1 << 62:
         raise UserError(f"{where[:80]}: {name} takes {_article(wanted)} of fewer digits")
     if wanted is float and type(value) is int:
@@ -42,55 +47,26 @@ def _article(kind):
     return {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[kind]
 
 
-def _unknown(name, names, where):
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else "see --help"
-    return UserError(f"{where}: there is no setting {name}; {hint}")
-
-
-def _from_argument(argument, namespace, names):
-    """(name, value) of one --key=value argument."""
-    key, equals, text = argument[2:].partition("=")
-    if not equals:
-        raise UserError(f"{argument}: give a setting as --key=value")
-    if key not in names:
-        raise _unknown(key, names, argument)
+def _value(key, text, namespace, argument):
+    """The value of --key=text."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
     if isinstance(namespace[key], str) and not isinstance(value, str) and namespace[key] != "auto":
         value = text  # --start=1984 is a prompt
-    return key, coerce(key, value, namespace[key], argument)
+    return coerce(key, value, namespace[key], argument)
 
 
 def _from_config_file(path, namespace, names):
-    """{name: value} of what the config file at `path` sets. It is Python, and runs."""
+    """({name: value} of the settings in the config file at `path`, the mistakes in it, the notes on it)."""
     found = path if os.path.exists(path) else os.path.join(ROOT, path)
-    try:
-        with open(found, encoding="utf-8") as f:
-            source = f.read()
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"config file {path}: {getattr(error, 'strerror', None) or error}") from None
-    # The file can read the settings so far like built-ins. So the scope holds only what the file has set.
-    scope = {"__builtins__": vars(builtins) | {name: namespace[name] for name in names}, "__file__": found}
-    try:
-        exec(compile(source, found, "exec"), scope)
-    except Exception as error:
-        frame, line = error.__traceback__, getattr(error, "lineno", None)
-        while frame:  # the deepest line that is the file's own
-            line = frame.tb_lineno if frame.tb_frame.f_code.co_filename == found else line
-            frame = frame.tb_next
-        reason = getattr(error, "msg", None) or f"{type(error).__name__}: {error}"
-        raise UserError(f"config file {path}, line {line}: {reason}") from None
-    values = {}
-    for name, value in scope.items():
-        if name.startswith("_") or isinstance(value, types.ModuleType):
-            continue
-        if name not in names:
-            raise _unknown(name, names, f"config file {path}")
-        values[name] = coerce(name, value, namespace[name], f"config file {path}")
-    return values
+    where = f"config file {path}"
+    source = read_text(found, where)
+    values = config_file.run(source, found, where, {name: namespace[name] for name in names})
+    mistakes, notes = config_file.judge_names(values, source, names, where)
+    values = {name: coerce(name, values[name], namespace[name], where) for name in values if name in names}
+    return values, mistakes, notes
 
 
 def documented(path):
@@ -109,6 +85,18 @@ def _print_help(namespace, names):
         print(f"  --{name}={namespace[name]!r}".ljust(46) + comments.get(name, ("", ""))[1])
 
 
+def _right_form(argument, following, namespace, names):
+    """What to type in place of `argument`, which is not --key=value and has the arguments `following` after it."""
+    key, equals, value = argument.lstrip("-").partition("=")
+    key = key if key in names else config_file.nearest(key, names, config_file.NEAR)
+    if not key:
+        return ""
+    words = [word.removeprefix("=") for word in following[:2] if word != "="]  # `key value`, `key = value`
+    if not equals and words and not words[0].startswith("--"):
+        equals, value = "=", words[0]
+    return ": " + shlex.quote(f"--{key}={value}") if equals else f", such as --{key}={namespace[key]!r}"
+
+
 def configure(namespace, positional=None):
     """Applies the command line to a script's settings, `namespace` (its globals()), in place.
 
@@ -122,17 +110,28 @@ def configure(namespace, positional=None):
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
         _print_help(namespace, names)
         sys.exit(0)
-    given = {}
-    for argument in sys.argv[1:]:
-        if argument.startswith("-"):
-            if not argument.startswith("--"):
-                raise UserError(f"{argument}: give a setting as --key=value")
-            name, value = _from_argument(argument, namespace, names)
-            given[name] = value
+    given, mistakes, notes = {}, [], []
+    for at, argument in enumerate(sys.argv[1:], 2):
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and equals and key in names:
+            given[key] = _value(key, text, namespace, argument)
+        elif argument.startswith("--") and equals:
+            mistakes.append(config_file.unknown(key, config_file.nearest(key, names), argument))
+        elif argument.startswith("-") or (key in names and not os.path.exists(argument)):
+            form = _right_form(argument, sys.argv[at:], namespace, names)
+            raise UserError(f"{argument}: give a setting as --key=value{form}")
         elif positional:
             positional(argument)
         else:
-            given |= _from_config_file(argument, namespace | given, names)
+            values, more_mistakes, more_notes = _from_config_file(argument, namespace | given, names)
+            given |= values
+            mistakes += more_mistakes
+            notes += more_notes
+    if mistakes:
+        raise UserError("; ".join(mistakes))
+    if int(os.environ.get("RANK", 0)) == 0:
+        for note in notes:
+            print(note)
     namespace.update(given)
     return given
 

@@ -13,12 +13,13 @@ import sys
 import torch
 
 from configurator import at_least, configure
-from data.tokens import codec_of_folder, codec_of_run
+from data.tokens import codec_of_folder, codec_of_run, first_prompt
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices
 from nanogpt.cpu_kernels import pack_linear_layers
-from nanogpt.errors import UserError
+from nanogpt.errors import UserError, advise_on_memory
+from nanogpt.text_file import read_text, stdin_lines
 
 # ---- settings ----------------------------------------------------------------------------------------------------
 
@@ -29,16 +30,17 @@ interactive = False  # read prompts from stdin, a line each, and continue each o
 num_samples = 10  # texts to write; a single one appears as it is generated
 max_new_tokens = 500  # tokens in each
 temperature = 0.8  # 1.0: as the model predicts; below: safer, and repeats more; 0: always the most likely token
-top_k = 200  # draw from this many most likely tokens only
+top_k = 200  # draw from this many most likely tokens only; 0: from all
 window_step = 1  # tokens the full context drops at a time; 1 is exact, more is many times faster
 seed = 1337  # sample k, or the answer to prompt k, takes seed + k
 device = "auto"  # cuda, cuda:N, mps or cpu
 dtype = "auto"  # float32, bfloat16 or float16
 compile = False  # torch.compile the model
 
-configure(globals())
-at_least(1, globals(), "num_samples top_k window_step")
-at_least(0, globals(), "max_new_tokens temperature seed")
+given = configure(globals())
+at_least(1, globals(), "num_samples window_step")
+at_least(0, globals(), "max_new_tokens temperature top_k seed")
+advise_on_memory("try a smaller --num_samples, or --dtype=bfloat16")
 device = devices.pick_device(device)
 device_type = devices.set_up(device)
 dtype = devices.pick_dtype(dtype, device)
@@ -49,12 +51,12 @@ if remark:
 # ---- the model and its tokens ------------------------------------------------------------------------------------
 
 torch.manual_seed(seed)
+remarks = []
 if init_from == "resume":
     checkpoint, path, remarks = ckpt.load_model_file(out_dir)
-    for remark in remarks:
-        print(remark, file=sys.stderr)
     model = GPT.from_checkpoint(checkpoint, path)
-    codec = codec_of_run(checkpoint, path, model.config.vocab_size)
+    codec, more_remarks = codec_of_run(checkpoint, path, model.config.vocab_size)
+    remarks += more_remarks
 elif init_from.startswith("gpt2") or os.path.isdir(init_from):
     model = GPT.from_pretrained(init_from)
     codec = codec_of_folder(init_from, model.config.vocab_size)
@@ -64,11 +66,12 @@ model.eval()
 allowed = torch.tensor([codec.known(i) for i in range(model.config.vocab_size)], device=device)  # no padding ids
 
 if start.startswith("FILE:"):
-    try:
-        with open(start[5:], encoding="utf-8") as f:
-            start = f.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--start={start}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
+    start = read_text(start[5:], f"--start={start}")
+elif "start" not in given and not interactive:
+    start, more_remarks = first_prompt(codec, start)
+    remarks += more_remarks
+for remark in remarks:
+    print(remark, file=sys.stderr)
 
 for parameter in model.parameters():  # cast the matrices once, here, and not by autocast for every token
     parameter.data = parameter.data.to(device, getattr(torch, dtype) if parameter.dim() >= 2 else torch.float32)
@@ -95,34 +98,24 @@ def write(text, generators):
         raise UserError("the prompt is empty: give at least one character")
     ids = codec.encode(text)
     prompt = torch.tensor([ids], device=device).expand(len(generators), -1)  # (B, T)
-    options = {"window_step": window_step, "generators": generators, "allowed": allowed}
+    options = {"top_k": top_k or None, "window_step": window_step, "generators": generators, "allowed": allowed}
     if len(generators) == 1:
         # a token may end within a character: print its bytes once the character is complete
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         print(decoder.decode(b"".join(map(codec.piece, ids))), end="", flush=True)
-        for token in model.stream(prompt, max_new_tokens, temperature, top_k, **options):  # (1, 1)
+        for token in model.stream(prompt, max_new_tokens, temperature, **options):  # (1, 1)
             print(decoder.decode(codec.piece(token.item())), end="", flush=True)
         texts = [decoder.decode(b"", final=True)]
     else:
-        texts = map(codec.decode, model.generate(prompt, max_new_tokens, temperature, top_k, **options).tolist())
+        texts = map(codec.decode, model.generate(prompt, max_new_tokens, temperature, **options).tolist())
     for text in texts:
         print(text)
         print("-" * 15, flush=True)
 
 
-def prompts():
-    """The lines of stdin, until its end."""
-    sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8 become an unknown character
-    while True:
-        try:
-            yield input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
-
-
 with devices.autocast(device, dtype):
     if interactive:
-        for k, line in enumerate(prompts()):
+        for k, line in enumerate(stdin_lines("> ")):
             try:
                 write(line, [generator(k)])
             except UserError as error:  # an unknown character, say: the next prompt may be better

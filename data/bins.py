@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from nanogpt.errors import UserError, relative_path
+from nanogpt.errors import UserError, command
 
 FULL_CHECK_TOKENS = 1 << 26  # a longer bin is checked in samples here, and each batch when it is drawn
 
@@ -29,9 +29,9 @@ def check_size(path, block_size, dataset):
     if not os.path.isfile(path):
         where = os.path.dirname(path)
         prepare = os.path.join(where, "prepare.py")
-        what = f"run: python {os.path.relpath(prepare)}" if os.path.exists(prepare) else f"there is no {prepare} either"
+        what = f"run: {command(prepare)}" if os.path.exists(prepare) else f"there is no {prepare} either"
         if dataset == "openwebtext":  # train.py's own choice, and 53 GB
-            what += f"; to begin with something small, python {relative_path('data/shakespeare_char/prepare.py')}"
+            what += f"; to begin with something small, {command('data/shakespeare_char/prepare.py')}"
         raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); {what}")
     size = os.path.getsize(path)
     if size % 2:

@@ -1,18 +1,19 @@
 """From a text to a dataset: what the prepare scripts have in common."""
 
-import codecs
 import hashlib
 import os
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 import numpy as np
 
 from data.tokens import BPECodec, bpe_pieces
 from nanogpt.device import usable_cores
-from nanogpt.errors import ROOT, UserError, relative_path
+from nanogpt.errors import ROOT, UserError, command
+from nanogpt.text_file import decoded
 
 DATA = os.path.join(ROOT, "data")
 READ = 1 << 17  # bytes read at a time
@@ -34,33 +35,46 @@ def progress(items, what, total=0):
     print(file=sys.stderr)
 
 
+def text_files(paths):
+    """`paths`, each folder among them replaced by every .txt below it, in order of name. UserError if it has none."""
+    found = []
+    for path in paths:
+        if not os.path.isdir(path):
+            found.append(path)
+            continue
+        below = [os.path.join(folder, name) for folder, _, names in os.walk(path, onerror=_fail) for name in names]
+        texts = sorted(name for name in below if name.lower().endswith(".txt"))
+        if not texts:
+            raise UserError(f"{path}: there is no .txt file in this folder")
+        found += texts
+    return found
+
+
+def _fail(error):
+    raise error
+
+
 def text_chunks(paths, start=0, stop=sys.maxsize):
     """The characters [start, stop) of the UTF-8 files `paths`, one after the other, in small texts.
 
-    Nothing is changed or dropped. Raises UserError for a file that is missing, empty or not UTF-8.
+    They are read as nanogpt/text_file.py says. Raises UserError for a file that is missing, empty or not UTF-8.
     """
     position = 0
     for path in paths:
         if not os.path.isfile(path):
             raise UserError(f"{path}: there is no such file")
-        if not os.path.getsize(path):
-            raise UserError(f"{path}: the file is empty")
-        decoder = codecs.getincrementaldecoder("utf-8")()
         with open(path, "rb") as f:
-            while position < stop:
-                data = f.read(READ)
-                held = len(decoder.getstate()[0])  # bytes of a character that the last read cut in two
-                try:
-                    text = decoder.decode(data, final=not data)
-                except UnicodeDecodeError as error:
-                    at = f.tell() - len(data) - held + error.start
-                    raise UserError(f"{path}: not UTF-8 text (byte {at:,}: {error.reason})") from None
-                if not data:
-                    break
-                wanted = text[max(0, start - position) : stop - position]
+            has_text = False
+            for text in decoded(iter(partial(f.read, READ), b""), path):
+                has_text = True
+                wanted = text[max(0, start - position) : max(0, stop - position)]
                 position += len(text)
                 if wanted:
                     yield wanted
+                if position >= stop:
+                    return
+        if not has_text:
+            raise UserError(f"{path}: the file is empty")
 
 
 def download(url, path, sha256):
@@ -187,17 +201,28 @@ def prepare_chars(folder, text):
 def prepare_bpe(folder, paths, val_fraction=0.1):
     """Makes `folder` a dataset of the files `paths` in GPT-2's tokens, holding little of them in memory.
 
-    The last `val_fraction` of the characters are val. Prints facts.
+    Between two files comes <|endoftext|>. The last `val_fraction` of the characters are val. Prints facts.
     """
     codec = BPECodec()
-    n = sum(map(len, text_chunks(paths)))  # one pass to count; it finds a bad file before anything is written
-    n_train = split_at(n, val_fraction)
+    end = np.array([codec.eot], dtype="<u2")
+    # one pass to count; it finds a bad file before anything is written
+    lengths = [sum(map(len, text_chunks([path]))) for path in paths]
+    n_train = split_at(sum(lengths), val_fraction)
+
+    def pieces(start, stop):
+        """The characters [start, stop) of all files in pieces, and "" where a file ends and another follows."""
+        for i, (path, length) in enumerate(zip(paths, lengths, strict=True)):
+            if start < length and stop > 0:
+                yield from bpe_pieces(text_chunks([path], start, stop))
+                if length <= stop and i + 1 < len(paths):
+                    yield ""
+            start, stop = start - length, stop - length
 
     def ids(split, start, stop):
-        chunks = progress(text_chunks(paths, start, stop), f"tokenising {split}, characters", stop - start)
-        return in_threads(codec.encode_ordinary, bpe_pieces(chunks))
+        texts = progress(pieces(start, stop), f"tokenising {split}, characters", stop - start)
+        return in_threads(lambda text: codec.encode_ordinary(text) if text else end, texts)
 
-    _print_counts(write_dataset(folder, ids("train", 0, n_train), ids("val", n_train, n)))
+    _print_counts(write_dataset(folder, ids("train", 0, n_train), ids("val", n_train, sum(lengths))))
 
 
 def in_threads(function, items):
@@ -213,6 +238,6 @@ def _print_counts(counts):
         print(f"{split} has {count:,} tokens")
 
 
-def print_next(arguments, launcher="python", when="next"):
-    """Says what to type once the dataset is ready."""
-    print(f"{when}: {launcher} {relative_path('train.py')} {arguments}")
+def print_next(*arguments, launcher="python", when="next"):
+    """Says what to type once the dataset is ready: train.py with these `arguments`."""
+    print(f"{when}: {command('train.py', *arguments, launcher=launcher)}")

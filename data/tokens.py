@@ -2,7 +2,8 @@
 
 A dataset is a folder under data/ with train.bin and val.bin (see data/bins.py). Where its tokens are
 characters it has meta.pkl too, as nanoGPT's prepare scripts write it: a pickled
-{'vocab_size': int, 'stoi': {str: int}, 'itos': {int: str}}. Without one they are GPT-2's byte pairs.
+{'vocab_size': int, 'stoi': {str: int}, 'itos': {int: str}}. Training needs vocab_size alone, and a text
+one of the two tables. Without a meta.pkl the tokens are GPT-2's byte pairs.
 """
 
 import json
@@ -16,14 +17,16 @@ from nanogpt.errors import ROOT, UserError
 # ----------------------------------------------------------------------------------------------
 # meta.pkl
 
-# All that a pickle of dicts, lists, strings and ints is made of. No opcode here looks up a name or
-# calls anything; and without tuples no key nests so deep that hashing it would end the process.
+# All that a pickle of plain values is made of: dicts, lists, tuples, sets, texts, bytes, numbers, True, False and None.
+# No opcode here looks up a name or calls anything.
 PLAIN_OPCODES = {
     "PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST",
-    "APPEND", "APPENDS", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "UNICODE",
-    "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET",
-    "BINGET", "LONG_BINGET",
+    "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_SET", "ADDITEMS", "FROZENSET",
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "NONE", "NEWTRUE", "NEWFALSE",
+    "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8",
+    "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET",
 }  # fmt: skip
+TUPLE_DEPTH = 32  # of tuples in tuples
 META_BYTES = 1 << 23  # twice what 65,536 characters take in the least compact protocol
 
 
@@ -34,15 +37,44 @@ def read_meta(path):
     try:
         if len(pickled) > META_BYTES:
             raise ValueError(f"larger than {META_BYTES:,} bytes")
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
-            if opcode.name not in PLAIN_OPCODES:
-                raise ValueError(f"holds more than dicts, lists, texts and whole numbers ({opcode.name})")
-            if opcode.name.endswith("PUT") and argument > count:
-                raise ValueError("memo index out of range")  # unpickling takes memory for all below it
+        _check_plain(pickled)
         meta = pickle.loads(pickled)
     except Exception as error:  # a broken pickle raises nearly anything
         raise UserError(f"{path} is not a meta.pkl: {error}") from None
     return check_meta(meta, path)
+
+
+def _check_plain(pickled):
+    """ValueError unless `pickled` is made of PLAIN_OPCODES, with tuples as values only, and none nested deep.
+
+    Hashing a tuple that nests deep ends the process, so none may be a key. This walks the opcodes as an unpickler does,
+    but keeps of each value only how deep it is in tuples: 0 for what is none."""
+    stack, marks, memo = [], [], {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+        name, before = opcode.name, opcode.stack_before
+        if name not in PLAIN_OPCODES:
+            raise ValueError(f"holds more than dicts, lists, tuples, texts and numbers ({name})")
+        if name.endswith("PUT") and argument > count:
+            raise ValueError("memo index out of range")  # unpickling takes memory for all below it
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name.endswith("PUT") or name == "MEMOIZE":
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+        elif name.endswith("GET"):
+            stack.append(memo[argument])
+        else:
+            marked = pickletools.markobject in before  # it takes what came since the mark, and what is named before it
+            start = marks.pop() if marked else len(stack)
+            start -= before.index(pickletools.markobject) if marked else len(before)
+            taken = stack[start:]
+            del stack[start:]
+            hashed = {"SETITEM": taken[1:2], "SETITEMS": taken[1::2], "DICT": taken[::2], "ADDITEMS": taken[1:]}
+            if any(hashed.get(name, ())) or (name == "FROZENSET" and any(taken)):
+                raise ValueError("holds a tuple in a key or a set")
+            depth = 1 + max(taken, default=0) if "TUPLE" in name or name == "FROZENSET" else 0
+            if depth > TUPLE_DEPTH:
+                raise ValueError(f"holds tuples nested deeper than {TUPLE_DEPTH}")
+            stack += [depth] * len(opcode.stack_after)
 
 
 def find_meta(folder):
@@ -52,23 +84,39 @@ def find_meta(folder):
 
 
 def check_meta(meta, where):
-    """`meta` reduced to vocab_size and, where it has them, stoi and itos; UserError if they do not agree."""
+    """`meta` reduced to vocab_size and, where it has characters, stoi and itos; UserError if these do not agree.
+
+    Either table follows from the other, and itos may be a list. What in them is no text or no id does not count.
+    """
     size = meta.get("vocab_size") if type(meta) is dict else None
     if type(size) is not int or not 1 <= size <= 1 << 16:
         raise UserError(f"{where} is not a meta.pkl: it has no vocab_size from 1 to 65,536")
-    if "stoi" not in meta and "itos" not in meta:
-        return {"vocab_size": size}
     stoi, itos = meta.get("stoi"), meta.get("itos")
+    itos = dict(enumerate(itos)) if type(itos) in (list, tuple, str) else itos
+    stoi, itos = (table if type(table) is dict else {} for table in (stoi, itos))
+    stoi = {c: i for c, i in stoi.items() if type(c) is str and type(i) is int}
+    itos = {i: c for i, c in itos.items() if type(c) is str and type(i) is int}
+    if not stoi and not itos:
+        return {"vocab_size": size}
+    if not stoi:
+        stoi = _inverse(itos)
+        itos = _inverse(stoi)
+    elif not itos:
+        itos = _inverse(stoi)
+        stoi = _inverse(itos)
     if (
-        type(stoi) is not dict
-        or type(itos) is not dict
-        or not all(type(c) is str and type(i) is int and 0 <= i < size for c, i in stoi.items())
-        or not all(type(i) is int and type(c) is str and stoi.get(c) == i for i, c in itos.items())
+        not all(0 <= i < size for i in stoi.values())
+        or not all(stoi.get(c) == i for i, c in itos.items())
         or len(itos) != len(stoi)
         or re.search("[\ud800-\udfff]", "".join(stoi))  # half a character, which cannot be printed
     ):
         raise UserError(f"{where} is not a meta.pkl: stoi and itos are no table of {size:,} characters")
     return {"vocab_size": size, "stoi": stoi, "itos": itos}
+
+
+def _inverse(table):
+    """{value: key} of `table`, with the first key of each value."""
+    return {value: key for key, value in reversed(table.items())}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -85,12 +133,38 @@ def codec_for(meta, where="meta.pkl"):
 
 
 def codec_of_run(checkpoint, path, vocab_size):
-    """The codec of the model of `vocab_size` ids in `checkpoint`, read from `path`: its dataset's, or where that is
-    gone or never was here the one kept in it. UserError where there is none, or it has more ids than the model."""
-    meta_path = os.path.join(ROOT, "data", str(checkpoint["config"].get("dataset")), "meta.pkl")
-    here = os.path.exists(meta_path)
-    codec = codec_for(read_meta(meta_path), meta_path) if here else codec_for(checkpoint.get("meta"), path)
-    return codec_that_fits(codec, vocab_size, path)
+    """(codec, remarks for the user) of the model of `vocab_size` ids in `checkpoint`, read from `path`.
+
+    The codec is the one kept in the checkpoint, since the dataset may have been prepared again from another text. Where
+    the checkpoint has none, as nanoGPT's do, it is the dataset's of today. UserError where neither has one, or it has
+    more ids than the model.
+    """
+    folder = os.path.join(ROOT, "data", str(checkpoint["config"].get("dataset")))
+    meta_path = os.path.join(folder, "meta.pkl")
+    if not _has_codec(checkpoint, path):
+        here = os.path.exists(meta_path)
+        codec = codec_for(read_meta(meta_path), meta_path) if here else codec_for(checkpoint.get("meta"), path)
+        return codec_that_fits(codec, vocab_size, path), []
+    codec = codec_that_fits(codec_for(checkpoint["meta"], path), vocab_size, path)
+    remark = f"{folder} has other tokens than the run was trained on: using those in {path}"
+    return codec, [remark] if _has_other_tokens(folder, codec) else []
+
+
+def _has_codec(checkpoint, path):
+    """Whether the checkpoint read from `path` keeps what its ids stand for. None is kept where these are GPT-2's."""
+    meta = checkpoint.get("meta")
+    return "meta" in checkpoint and (meta is None or "stoi" in check_meta(meta, path))
+
+
+def _has_other_tokens(folder, codec):
+    """Whether the ids of the dataset in `folder`, as it is now, stand for something else than those of `codec`."""
+    try:
+        meta = find_meta(folder)
+    except UserError:  # a broken file does not say
+        return False
+    if meta is None:
+        return isinstance(codec, CharCodec) and os.path.exists(os.path.join(folder, "train.bin"))
+    return "stoi" in meta and not (isinstance(codec, CharCodec) and meta["stoi"] == codec.stoi)
 
 
 def codec_of_folder(name_or_path, vocab_size):
@@ -119,13 +193,27 @@ def codec_that_fits(codec, vocab_size, path):
     return codec
 
 
+def first_prompt(codec, start):
+    """(a prompt, remarks for the user): `start` where `codec` knows its characters, else the vocabulary's first one."""
+    try:
+        codec.encode(start)
+    except UserError as error:
+        characters = [(i, c) for c, i in codec.stoi.items() if len(c) == 1]
+        if not characters:
+            raise
+        first = min(characters)[1]
+        return first, [f"{error}, the default prompt: the samples begin with {first!r} (--start= gives another)"]
+    return start, []
+
+
 class CharCodec:
     """A character an id, by the table in `meta`; UserError where it has none, naming `where` it is from."""
 
     def __init__(self, meta, where="meta.pkl"):
         meta = check_meta(meta, where)
         if "stoi" not in meta:
-            raise UserError(f"{where} has no characters (stoi, itos), so its ids cannot be made into text")
+            missing = "no stoi from texts to ids, no itos from ids to texts"
+            raise UserError(f"{where} has no characters ({missing}), so its ids cannot be made into text")
         self.vocab_size, self.stoi, self.itos = meta["vocab_size"], meta["stoi"], meta["itos"]
 
     def encode(self, text):

@@ -10,13 +10,17 @@ import atexit
 import importlib
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import time
 
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project: config/ and data/ are in it
+
+memory_advice = "try a smaller --batch_size or --block_size, or a smaller model"
 
 # torch's errors about several processes have no class of their own everywhere: known by their words
 COLLECTIVES = r"gloo|nccl|\bmpi\b|connection (closed|reset)"
@@ -30,9 +34,25 @@ class UserError(ValueError):
     """Something the user can correct. The message is the one line they see."""
 
 
-def relative_path(script):
-    """The path of one of the project's scripts as one types it in the current folder."""
-    return os.path.relpath(os.path.join(ROOT, script))
+def relative_path(path):
+    """The path of one of the project's files as one types it in the current folder."""
+    path = os.path.join(ROOT, path)
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # Windows: the current folder is on another drive
+        return path
+
+
+def command(script, *arguments, launcher="python"):
+    """The command that runs a script of the project, as one types it in the current folder, quoted for the shell."""
+    words = [relative_path(script), *arguments]
+    return f"{launcher} {subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)}"
+
+
+def advise_on_memory(advice):
+    """Sets what the line for a lack of memory advises in this script: train.py's settings unless it is called."""
+    global memory_advice
+    memory_advice = advice
 
 
 def require(what, *libraries):
@@ -52,7 +72,7 @@ def machine_failure(error):
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
-        return "out of memory: try a smaller --batch_size or --block_size, or a smaller model"
+        return f"out of memory: {memory_advice}"
     if re.search("No available kernel|No viable backend for scaled_dot_product_attention", str(error)):
         return "this device has no such attention kernel for this dtype and head size: add --attention=auto"
     distributed = getattr(torch.distributed, "DistError", ())  # not in a torch that was built without it

@@ -10,7 +10,7 @@ import torch
 
 from nanogpt.checkpoint import has_run, newest
 from nanogpt.device import peak_memory
-from nanogpt.errors import UserError, relative_path, require
+from nanogpt.errors import UserError, command, require
 
 # ----------------------------------------------------------------------------------------------
 # lines for the user
@@ -29,8 +29,9 @@ def start_line(processes, device, dtype, compile, optimizer, sharding, mfu):
 
 def stopped_lines(out_dir, iter_num):
     """The last lines of a run that was asked to stop, with the command that resumes it."""
-    command = f"; type: python {relative_path('train.py')} --init_from=resume --out_dir={out_dir}" * has_run(out_dir)
-    return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{command}"]
+    resume = command("train.py", "--init_from=resume", f"--out_dir={out_dir}")
+    to_type = f"; type: {resume}" if has_run(out_dir) else ""
+    return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{to_type}"]
 
 
 def finished_lines(out_dir, best_val_loss, best_iter, tokens_seen, seconds, device):
@@ -39,8 +40,8 @@ def finished_lines(out_dir, best_val_loss, best_iter, tokens_seen, seconds, devi
     return [
         f"best val loss {best_val_loss:.4f} at iteration {best_iter}, {tokens_seen:,} tokens seen, {wall} in all, "
         f"at most {peak_memory(device)}",
-        f"to see what it writes: python {relative_path('sample.py')} --out_dir={out_dir}",
-        f"to see the curves: python {relative_path('tools/plot.py')} {out_dir}",
+        f"to see what it writes: {command('sample.py', f'--out_dir={out_dir}')}",
+        f"to see the curves: {command('tools/plot.py', out_dir)}",
     ]
 
 

@@ -103,8 +103,7 @@ SAMPLE = {
     "a prompt file that is missing": (["--start=FILE:nothing.txt"], ["nothing.txt", "No such file"]),
     "a prompt file that is no text": (["--start=FILE:latin1.txt"], ["latin1.txt", "UTF-8"]),
     "a prompt file that is a folder": (["--start=FILE:empty"], ["empty"]),
-    "top_k 0": (["--top_k=0"], ["top_k", "at least 1"]),
-    "top_k below 0": (["--top_k=-5"], ["top_k", "at least 1"]),
+    "top_k below 0": (["--top_k=-5"], ["top_k", "at least 0"]),
     "no samples": (["--num_samples=0"], ["num_samples"]),
     "a negative length": (["--max_new_tokens=-1"], ["max_new_tokens"]),
     "a negative temperature": (["--temperature=-0.5"], ["temperature"]),
@@ -190,7 +189,13 @@ METAS = {
 def test_a_meta_is_refused_that_is(run, spoilt, place, change):
     project = spoilt("meta.pkl", change)
     assert "meta.pkl" in refused(run, project, place, "train.py", *NEW)
-    assert "meta.pkl" in refused(run, project, place, "sample.py", "--out_dir=out", "--device=cpu")
+    with_codec = ["--out_dir=out", "--device=cpu", "--num_samples=1", "--max_new_tokens=2"]
+    run("sample.py", *with_codec, cwd=place, project=project)  # the checkpoint has its own
+    saved = torch.load(place / "out" / "ckpt.pt")
+    del saved["meta"]
+    (place / "bare").mkdir(exist_ok=True)
+    torch.save(saved, place / "bare" / "ckpt.pt")
+    assert "meta.pkl" in refused(run, project, place, "sample.py", "--out_dir=bare", "--device=cpu")
 
 
 # ----------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def test_a_row_has_our_figures_and_the_peers(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------
-# tests/bench_module.py on a GPU: its commands there, and where its memory figure comes from. No GPU is needed
+# tests/bench.py on a GPU: its commands there, and where its memory figure comes from. No GPU is needed
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_on_a_gpu_a_sample_row_is_measured_there(commands):
 def test_a_gpu_that_is_not_there_is_named():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    command = [sys.executable, str(ROOT / "tests" / "bench_module.py"), "--device=cuda", "train_cpu"]
+    command = [sys.executable, str(ROOT / "tests" / "bench.py"), "--device=cuda", "train_cpu"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and "finds no GPU" in result.stderr.splitlines()[-1] and result.stdout == ""
 

@@ -2,16 +2,18 @@
 
 import json
 import math
+import shlex
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, error_line, flags
+from conftest import CHARACTERS, META, TINY, error_line, flags, write_synthetic
 from hugging_face import TUNE, differences, ids_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model import GPT, GPTConfig
 from nanogpt import checkpoint as ckpt
+
 CPU = dict(device="cpu", dtype="float32", compile=False)
 # what a tokenizer is most likely to lose: blanks, line ends, other planes, and the marks it uses itself
 ODD = "\n\t \r é漢字🙂▁Ġ\u0301\u200b\u2028<unk> ##a  b\n\n c"
@@ -222,3 +224,26 @@ def test_a_model_without_a_codec_is_not_exported(run, tmp_path):
     assert "has no characters" in error_line(
         run("tools/export.py", f"--out_dir={out_dir}", f"--to={tmp_path / 'to'}", expect=2)
     )
+
+
+# ----------------------------------------------------------------------------------------------
+# tools/export.py: a trained model as a Hugging Face folder
+
+
+def test_the_runs_own_characters_are_exported_where_the_dataset_has_others_now(run, own_project, synthetic_run, tmp_path):
+    pytest.importorskip("safetensors")
+    backwards = dict(enumerate(reversed(CHARACTERS)))
+    others = {"vocab_size": 61, "stoi": {c: i for i, c in backwards.items()}, "itos": backwards}
+    write_synthetic(own_project / "data" / "synthetic", others)
+    arguments = [f"--out_dir={synthetic_run[0]}", f"--to={tmp_path / 'hf'}"]
+    result = run("tools/export.py", *arguments, project=own_project)
+    written = json.loads((tmp_path / "hf" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    assert written == META["stoi"]
+    assert f"using those in {synthetic_run[0] / 'ckpt.pt'}" in result.lines[0]
+
+
+def test_the_command_that_samples_from_it_can_be_pasted(run, synthetic_run, tmp_path):
+    pytest.importorskip("safetensors")
+    result = run("tools/export.py", f"--out_dir={synthetic_run[0]}", "--to=my export", cwd=tmp_path)
+    line = result.lines[-1]
+    assert shlex.split(line[line.index("python ") :])[2:] == ["--init_from=my export"]

@@ -10,15 +10,16 @@ import pytest
 from prepare_scripts import PROXIES, UNICODE, files_in, write_text
 
 from data import text as data_text
+from data.text import text_chunks, text_files
 from data.tokens import read_meta
 from nanogpt.errors import UserError
-
+from nanogpt.text_file import decoded, read_text
 
 @pytest.mark.parametrize("read", [1, 2, 3, 7, 1000])
 def test_a_text_is_read_by_position_whatever_the_reads_cut(tmp_path, monkeypatch, read):
     monkeypatch.setattr(data_text, "READ", read)
     paths = [str(write_text(tmp_path / name, UNICODE * 3)) for name in ("one", "two")]
-    text = UNICODE * 6
+    text = (UNICODE * 6).replace("\r\n", "\n")
     assert "".join(data_text.text_chunks(paths)) == text
     for cut in (1, len(text) // 2, len(text) - 1):
         assert "".join(data_text.text_chunks(paths, 0, cut)) == text[:cut]
@@ -145,3 +146,120 @@ def test_a_failed_download_leaves_nothing_and_says_what_to_do(server, tmp_path, 
         data_text.download(url + suffix, str(tmp_path / "x"), digest or hashlib.sha256(content).hexdigest())
     assert f"save it as {tmp_path / 'x'}" in str(error.value)
     assert files_in(tmp_path) == {}
+
+
+# ----------------------------------------------------------------------------------------------
+# data/text.py and nanogpt/text_file.py: how texts are read
+
+
+BOM = b"\xef\xbb\xbf"
+ODD = "Äpfel, naïve, 中文.\tΩ\x00\u2028 \x85\x0b\x0c\x1c😀 e\u0301\n"  # line ends of other kinds are characters
+
+
+def write(path, content):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+@pytest.mark.parametrize("read", [1, 2, 3, 7, 1 << 17])
+@pytest.mark.parametrize("content, text", [
+    (b"a\r\nb\r\n", "a\nb\n"), (b"a\rb\r", "a\nb\n"), (b"a\nb\n", "a\nb\n"), (b"a\r\r\nb\n\r", "a\n\nb\n\n"), (b"\r", "\n"),
+    (b"\r\n", "\n"), (BOM + b"a\r\n", "a\n"), (BOM + b"\r\na", "\na"), (b"a" + BOM + b"b", "a\ufeffb"),
+    (BOM + BOM + b"a", "\ufeffa"), (ODD.encode(), ODD), (BOM + ODD.encode() * 3, ODD * 3),
+])  # fmt: skip
+def test_line_ends_become_line_feeds_and_a_bom_goes_wherever_a_read_cuts(tmp_path, monkeypatch, read, content, text):
+    monkeypatch.setattr(data_text, "READ", read)
+    path = write(tmp_path / "a.txt", content)
+    assert "".join(text_chunks([path])) == text
+    assert read_text(path) == text
+    for cut in range(len(text) + 1):  # positions are those of the text as it is read
+        assert "".join(text_chunks([path], 0, cut)) + "".join(text_chunks([path], cut)) == text
+
+
+def test_it_is_what_open_reads(tmp_path):
+    path = write(tmp_path / "a.txt", BOM + ("one\r\ntwo\rthree\n\r\r\n" + ODD).encode())
+    with open(path, encoding="utf-8-sig") as f:
+        assert read_text(path) == f.read()
+
+
+@pytest.mark.parametrize("read", [1, 3, 1 << 17])
+def test_the_bom_of_each_of_several_files_goes_and_a_line_end_is_not_joined_over_them(tmp_path, monkeypatch, read):
+    monkeypatch.setattr(data_text, "READ", read)
+    contents = [b"one\r", BOM + b"\ntwo\r\n", BOM + b"three"]
+    paths = [write(tmp_path / f"{i}.txt", content) for i, content in enumerate(contents)]
+    text = "one\n\ntwo\nthree"
+    assert "".join(text_chunks(paths)) == text
+    for cut in range(len(text) + 1):
+        assert "".join(text_chunks(paths, 0, cut)) + "".join(text_chunks(paths, cut)) == text
+
+
+@pytest.mark.parametrize("text", ["plain words\r\nand lines\r\n", "Ελληνικά και άλλα\n", "Русский текст, и ещё\n", "naïve é\n", "ab"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])
+def test_utf16_is_named_as_such_with_and_without_a_bom(tmp_path, text, encoding):
+    path = write(tmp_path / "a.txt", text.encode(encoding))
+    for read in (lambda: list(text_chunks([path])), lambda: read_text(path)):
+        with pytest.raises(UserError, match="not UTF-8 text.*UTF-16: save it as UTF-8") as error:
+            read()
+        assert path in str(error.value)
+
+
+def test_utf16_is_seen_before_any_of_it_is_taken_in_a_long_file():
+    blocks = [("some words\n" * 30_000).encode("utf-16-le")]
+    with pytest.raises(UserError, match="UTF-16"):
+        next(decoded(blocks, "a.txt"))
+
+
+@pytest.mark.parametrize("text", [ODD, "\x00", "a\x00b\x00\x00\x00cdefgh", "tab\tand\tline\n" * 9, "中文" * 50, "\x01\x02 words"])
+def test_a_text_with_a_few_nuls_is_not_taken_for_utf16(tmp_path, text):
+    if text == "\x00":
+        text = "a word\x00"
+    assert read_text(write(tmp_path / "a.txt", text)) == text
+
+
+@pytest.mark.parametrize("content, reason", [(b"ab\xffcd", "byte 2: invalid start byte"), (BOM + b"a\xff", "byte 4"),
+                                             ("aé".encode() * 5 + b"\xc3", "byte 15: unexpected end")])  # fmt: skip
+@pytest.mark.parametrize("read", [1, 3, 1 << 17])
+def test_the_byte_that_is_no_utf8_is_named(tmp_path, monkeypatch, content, reason, read):
+    monkeypatch.setattr(data_text, "READ", read)
+    path = write(tmp_path / "a.txt", content)
+    with pytest.raises(UserError, match=reason) as error:
+        list(text_chunks([path]))
+    assert "UTF-16" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", BOM])
+def test_a_file_without_any_text_is_empty(tmp_path, content):
+    path = write(tmp_path / "a.txt", content)
+    with pytest.raises(UserError, match="the file is empty"):
+        list(text_chunks([path]))
+
+
+def test_a_folder_stands_for_every_txt_below_it_in_order_of_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b/2.txt", "b/10.txt", "b/a/z.txt", "b/a.txt", "b/C.TXT", "b/no.md", "b/txt", "b/x.txt.gz", "c/q.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "b" / "folder.txt").mkdir()
+    assert text_files(["b"]) == ["b/10.txt", "b/2.txt", "b/C.TXT", "b/a.txt", "b/a/z.txt"]
+    assert text_files(["c", "b/no.md", "b/a"]) == ["c/q.txt", "b/no.md", "b/a/z.txt"]
+    assert text_files(["nowhere.txt"]) == ["nowhere.txt"] and text_files([]) == []
+
+
+@pytest.mark.parametrize("inside", [[], ["a.md"], ["deeper/b.py"]])
+def test_a_folder_without_a_txt_is_one_line(tmp_path, inside):
+    (tmp_path / "folder").mkdir()
+    for name in inside:
+        (tmp_path / "folder" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "folder" / name).write_text("x")
+    with pytest.raises(UserError, match="there is no .txt file in this folder") as error:
+        text_files([str(tmp_path / "folder")])
+    assert str(tmp_path / "folder") in str(error.value)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    (tmp_path / "closed").mkdir(mode=0)
+    write(tmp_path / "a.txt", "x")
+    with pytest.raises(OSError):
+        text_files([str(tmp_path)])

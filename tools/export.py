@@ -15,23 +15,24 @@ from data.tokens import BPECodec, codec_of_run
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt import gpt2
-from nanogpt.errors import UserError, relative_path, require
+from nanogpt.errors import UserError, advise_on_memory, command, require
 
 out_dir = "out"  # where train.py put its checkpoints
 to = ""  # the folder to write; it must not exist, or be empty
 
 configure(globals())
 require("tools/export.py", "safetensors")
+advise_on_memory("the model takes some 8 bytes a parameter here")
 if not to:
     raise UserError("give the folder to write: --to=DIR")
 if os.path.exists(to) and not (os.path.isdir(to) and not os.listdir(to)):
     raise UserError(f"--to={to} is there already, and is not an empty folder: give another, or move it away")
 
 checkpoint, path, remarks = ckpt.load_model_file(out_dir)
-for remark in remarks:
-    print(remark)
 model = GPT.from_checkpoint(checkpoint, path)
-codec = codec_of_run(checkpoint, path, model.config.vocab_size)
+codec, more_remarks = codec_of_run(checkpoint, path, model.config.vocab_size)
+for remark in remarks + more_remarks:
+    print(remark)
 gpt2.write_folder(to, model, codec, eot=codec.eot if isinstance(codec, BPECodec) else None)
 print(f"wrote {to} from {path}")
-print(f"to sample from it: python {relative_path('sample.py')} --init_from={to}")
+print(f"to sample from it: {command('sample.py', f'--init_from={to}')}")

@@ -16,15 +16,15 @@ import numpy as np
 
 from configurator import configure
 from nanogpt import checkpoint as ckpt
-from nanogpt.errors import UserError, require
+from nanogpt.errors import UserError, command, require
 from nanogpt.run_log import read_log
 
-to = ""  # the picture, its kind by its name (.png, .svg, .pdf); empty: loss.png in the first OUT_DIR
+to = ""  # the picture, its kind by its name (.svg, .pdf; without one .png); empty: loss.png in the first OUT_DIR
 
 out_dirs = []
 configure(globals(), positional=out_dirs.append)
 if not out_dirs:
-    raise UserError("give the folder of a run, or of several: python tools/plot.py OUT_DIR ...")
+    raise UserError(f"give the folder of a run, or of several: {command('tools/plot.py')} OUT_DIR ...")
 require("tools/plot.py", "matplotlib.figure")
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -89,7 +89,7 @@ axes.set_zorder(lr_axes.get_zorder() + 1)  # the losses over the learning rate
 axes.patch.set_visible(False)
 axes.grid(color="0.92")
 
-entries = []
+entries, texts = [], []
 for i, (log, label) in enumerate(zip(logs, labels(out_dirs), strict=True)):
     train, evals = log["train"], log["eval"]
     colour = COLOURS[i % len(COLOURS)]
@@ -104,15 +104,21 @@ for i, (log, label) in enumerate(zip(logs, labels(out_dirs), strict=True)):
         at, loss = evals["iter"][best], evals["val_loss"][best]
         axes.plot(at, loss, "*", color=colour, markersize=17, markeredgecolor="white", zorder=5)
         label += f": best val loss {loss:.4f} at iteration {at:.0f}"
-    entries.append(Line2D([], [], label=textwrap.fill(label, 110), **style))
+    entries.append(Line2D([], [], **style))
+    texts.append(textwrap.fill(label, 110))
 kinds = [("-", 1.8, "0.3", "val loss, star: the best"), ("--", 1.2, "0.3", "train loss, as evaluated"),
          ("-", 0.8, "0.7", "loss of the training batches"), (":", 1.5, "0.75", "learning rate")]  # fmt: skip
 kinds = [Line2D([], [], linestyle=line, linewidth=width, color=c, label=text) for line, width, c, text in kinds]
 lr_axes.set_ylim(bottom=0)
 figure.legend(handles=kinds, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
-figure.legend(handles=entries, loc="outside lower left", frameon=False, fontsize=9)
+legend = figure.legend(entries, ["run"] * len(entries), loc="outside lower left", frameon=False, fontsize=9)
+for shown, text in zip(legend.get_texts(), texts, strict=True):
+    shown.set_parse_math(False)  # a $ in a folder's name begins no formula
+    shown.set_text(text)  # here, as a legend leaves out a label that begins with _
 
 to = to or os.path.join(out_dirs[0], "loss.png")
+if not os.path.splitext(to)[1].strip("."):
+    to = to.rstrip(".") + ".png"  # as matplotlib calls it then
 try:
     figure.savefig(to, dpi=150)
 except ValueError as error:  # a kind of picture that there is not

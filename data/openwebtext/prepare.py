@@ -66,7 +66,8 @@ def encode(documents):
     for text in documents["text"]:
         if not isinstance(text, str):
             raise UserError(f"--source={source}: a document's text is {text!r}")
-        ids += [codec.encode_ordinary(piece) for piece in bpe_pieces([text])] + [end]
+        pieces = bpe_pieces([text.removeprefix("\ufeff")])  # a byte order mark is no text; all else stays as it is
+        ids += [codec.encode_ordinary(piece) for piece in pieces] + [end]
     return np.concatenate(ids)
 
 

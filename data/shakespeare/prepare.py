@@ -17,6 +17,6 @@ from data.text import data_folder, prepare_bpe, print_next, shakespeare
 configure(globals())
 folder = data_folder("shakespeare")
 prepare_bpe(folder, [shakespeare(folder)])
-print_next("config/finetune_shakespeare.py --init_from=gpt2")
+print_next("config/finetune_shakespeare.py", "--init_from=gpt2")
 # train has 301,966 tokens
 # val has 36,059 tokens

@@ -2,9 +2,10 @@
 
 usage: python data/text_char/prepare.py [FILE ...] [--name=mytext]
 
-Reads UTF-8 text files, one after the other, and writes train.bin (the first 90 %), val.bin and
-meta.pkl. Without a FILE it takes a text that is on every machine: the source of Python's standard
-library (its top-level modules, some 4.7 MB, without the characters that are not ASCII).
+Reads UTF-8 text files, one after the other (of a folder, every .txt below it), and writes train.bin
+(the first 90 %), val.bin and meta.pkl. Without a FILE it takes a text that is on every machine: the
+source of Python's standard library (its top-level modules, some 4.7 MB, without the characters that
+are not ASCII).
 """
 
 import glob
@@ -16,16 +17,17 @@ from pathlib import Path
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from configurator import configure
-from data.text import data_folder, prepare_chars, print_next, text_chunks
-from nanogpt.errors import UserError
+from data.text import data_folder, prepare_chars, print_next, text_chunks, text_files
+from nanogpt.errors import UserError, advise_on_memory
 
 name = "text_char"  # the dataset's name: the folder under data/ that it is written to
 
 files = []
 configure(globals(), positional=files.append)
+advise_on_memory("data/text_bpe/prepare.py takes a text that does not fit")
 folder = data_folder(name)
 if files:
-    text = "".join(text_chunks(files))
+    text = "".join(text_chunks(text_files(files)))
 else:
     library = sorted(glob.glob(os.path.join(glob.escape(sysconfig.get_path("stdlib")), "*.py")))
     if not library:
@@ -33,5 +35,5 @@ else:
     text = "".join(Path(path).read_text(encoding="ascii", errors="ignore") for path in library)
     print(f"the standard library of Python {sys.version.split()[0]}: {len(library)} files")
 prepare_chars(folder, text)
-own = f" --dataset={name} --out_dir=out-{name}" if name != "text_char" else ""
-print_next("config/train_text_char.py" + own)
+own = [f"--dataset={name}", f"--out_dir=out-{name}"] if name != "text_char" else []
+print_next("config/train_text_char.py", *own)

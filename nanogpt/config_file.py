@@ -1,0 +1,76 @@
+"""Config files: Python that assigns settings, and may compute them in any way.
+
+nanoGPT runs such a file inside train.py's own globals. So its users' files read settings and use modules without an
+import, and have names of their own, which are no mistakes.
+"""
+
+import ast
+import builtins
+import difflib
+import math
+import numbers
+import os
+import pickle
+import sys
+import time
+import types
+
+import numpy as np
+import torch
+
+from nanogpt.errors import UserError
+
+# what nanoGPT's train.py has imported before it runs a config file
+MODULES = {"math": math, "np": np, "os": os, "pickle": pickle, "sys": sys, "time": time, "torch": torch}
+NEAR = 0.8  # difflib's ratio from which on a name is taken for a setting's: from 0.6 on, data_dir would be out_dir
+
+
+def run(source, path, name, settings):
+    """{name: value} of what the config file with this `source`, read from `path`, sets in the end. Private names and
+    modules are left out. The file can read `settings`, {name: value}. UserError, which calls it `name`, if it fails."""
+    # The settings so far and the modules are readable like built-ins. So the scope holds only what the file has set.
+    scope = {"__builtins__": vars(builtins) | MODULES | settings, "__name__": "__main__", "__file__": path}
+    try:
+        exec(compile(source, path, "exec"), scope)
+    except Exception as error:
+        frame, line = error.__traceback__, getattr(error, "lineno", None)
+        while frame:  # the deepest line that is the file's own
+            line = frame.tb_lineno if frame.tb_frame.f_code.co_filename == path else line
+            frame = frame.tb_next
+        reason = getattr(error, "msg", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{name}, line {line}: {reason}") from None
+    return {k: v for k, v in scope.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}
+
+
+def nearest(name, names, ratio=0.6):
+    """The one of `names` that is most like `name`, by difflib's ratio; None where that is lower for all."""
+    return next(iter(difflib.get_close_matches(name, names, 1, ratio)), None)
+
+
+def unknown(name, near, where):
+    """The error's text for a `name` that is no setting, and is `near` that one or None, given `where`."""
+    return f"{where}: there is no setting {name}; " + (f"did you mean {near}?" if near else "see --help")
+
+
+def judge_names(found, source, names, where):
+    """(the errors' texts, the notes' texts) on what is not in `names`, the settings', of `found`: {name: value} that a
+    config file with this `source` has set.
+
+    Modules, functions, classes, containers and other objects are the file's helpers, and so is what the file reads. A
+    plain value that is near a setting's name and that the file does not read is a mistake. The others are ignored.
+    """
+    nodes = ast.walk(ast.parse(source))
+    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    mistakes, ignored = [], []
+    for name, value in found.items():
+        if name in names or not isinstance(value, (numbers.Number, np.generic, str, bytes, type(None))):
+            continue
+        near = nearest(name, names, NEAR)
+        if near and name in read:
+            ignored.append(f"{name} (did you mean {near}?)")
+        elif near:
+            mistakes.append(unknown(name, near, where))
+        elif name not in read:
+            ignored.append(name)
+    notes = [f"note: {where} sets names that are no settings: {', '.join(ignored)}"] if ignored else []
+    return mistakes, notes

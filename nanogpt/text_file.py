@@ -1,0 +1,80 @@
+"""Text by one rule, for data, prompts, stdin and config files: UTF-8, universal newlines, no byte order mark.
+
+So a text has the same characters whichever system it comes from: \\r\\n and \\r become \\n, as open() reads them.
+"""
+
+import codecs
+import io
+import sys
+from itertools import chain
+
+from nanogpt.errors import UserError
+
+HEAD = 1 << 12  # bytes by which UTF-16 is recognised
+HINT = "; it looks like UTF-16: save it as UTF-8"
+
+
+def read_text(path, name=None):
+    """The text of the file at `path`; UserError, which calls it `name`, where it cannot be read or is not UTF-8."""
+    name = name or path
+    try:
+        with open(path, "rb") as f:
+            return "".join(decoded([f.read()], name))
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # a ValueError: a path with a NUL in it
+        raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def decoded(blocks, name):
+    """The text in `blocks`, the bytes of one file, in pieces; UserError, which calls it `name`, where it is not UTF-8.
+
+    A character, a \\r\\n or the byte order mark may be cut between two blocks."""
+    utf8 = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    before, head, at_start = 0, b"", True
+    for block in chain(blocks, [b""]):
+        held = len(utf8.getstate()[0])  # bytes of a character that the last block cut in two
+        head += block[: HEAD - len(head)]
+        try:
+            text = utf8.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            at = f"byte {before - held + error.start:,}: {error.reason}"
+            raise UserError(f"{name}: not UTF-8 text ({at}){HINT if looks_like_utf16(head) else ''}") from None
+        if looks_like_utf16(head) and (len(head) == HEAD or not block):
+            raise UserError(f"{name}: not UTF-8 text (NULs or the like in every second byte){HINT}")
+        before += len(block)
+        if text and at_start:
+            text, at_start = text.removeprefix("\ufeff"), False
+        text = newlines.decode(text, final=not block)
+        if text:
+            yield text
+
+
+def stdin_lines(prompt):
+    """The lines of stdin, to its end; a terminal shows `prompt` before each. UserError where it is closed or UTF-16."""
+    if sys.stdin is None:
+        raise UserError("stdin is closed, and the prompts are read from it")
+    terminal = sys.stdin.isatty()
+    if terminal:
+        sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8 become an unknown character
+    else:
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace", newline=None)
+    while True:
+        try:
+            line = input(prompt if terminal else "")
+        except EOFError:
+            return
+        if not terminal and looks_like_utf16(line.lstrip("\ufffd").encode()):
+            raise UserError(f"stdin: not UTF-8 text{HINT}")
+        yield line
+
+
+def looks_like_utf16(data):
+    """Whether `data` (bytes) is UTF-16: it says so itself, or its high bytes show it, which are every second one.
+
+    These are 0 to 8 for the alphabets from Latin to Arabic, and no text in UTF-8 is made of such bytes."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return True
+    halves = (data[::2], data[1::2])
+    return any(sum(byte < 9 for byte in half) > len(half) / 2 for half in halves)
