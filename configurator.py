@@ -149,7 +149,8 @@ def adopt(namespace, names, saved, given):
         if name not in given:
             namespace[name] = value
         elif given[name] != value:
-            differences.append(f"{name} is now {given[name]!r} (the run had {value!r})")
+            change = f"{name} is now {given[name]!r} (the run had {value!r})"
+            differences.append("another --seed changes nothing in a resumed run" if name == "seed" else change)
     return differences
 
 

@@ -227,6 +227,8 @@ class GPT(nn.Module):
         """Shortens the context to `block_size` tokens: drops the position embeddings beyond it."""
         if block_size > self.config.block_size:
             raise UserError(f"block_size can be cropped to at most {self.config.block_size}, not to {block_size}")
+        if block_size == self.config.block_size:
+            return
         self.config.block_size = block_size
         self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
 

@@ -23,7 +23,7 @@ from nanogpt.text_file import read_text, stdin_lines
 
 # ---- settings ----------------------------------------------------------------------------------------------------
 
-init_from = "resume"  # resume (a model from out_dir), a gpt2 name, or a GPT-2 folder
+init_from = "resume"  # resume (the model in out_dir), a gpt2 name, or the folder of a model
 out_dir = "out"  # where train.py put its checkpoints
 start = "\n"  # the prompt; FILE:prompt.txt reads it from a file
 interactive = False  # read prompts from stdin, a line each, and continue each of them once
@@ -52,8 +52,8 @@ if remark:
 
 torch.manual_seed(seed)
 remarks = []
-if init_from == "resume":
-    checkpoint, path, remarks = ckpt.load_model_file(out_dir)
+if init_from == "resume" or ckpt.has_run(init_from):
+    checkpoint, path, remarks = ckpt.load_model_file(out_dir if init_from == "resume" else init_from)
     model = GPT.from_checkpoint(checkpoint, path)
     codec, more_remarks = codec_of_run(checkpoint, path, model.config.vocab_size)
     remarks += more_remarks
@@ -61,7 +61,7 @@ elif init_from.startswith("gpt2") or os.path.isdir(init_from):
     model = GPT.from_pretrained(init_from)
     codec = codec_of_folder(init_from, model.config.vocab_size)
 else:
-    raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a GPT-2 folder")
+    raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a model's folder")
 model.eval()
 allowed = torch.tensor([codec.known(i) for i in range(model.config.vocab_size)], device=device)  # no padding ids
 

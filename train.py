@@ -8,7 +8,6 @@ Settings come from config files and --key=value arguments; later ones win.
 
 import math
 import os
-import sys
 import time
 
 import numpy as np
@@ -16,10 +15,11 @@ import torch
 
 from configurator import adopt, adopt_model_sizes, at_least, configure, one_of, setting_names
 from data.bins import check_bins, check_ids, find_bins, open_bin
-from data.tokens import find_meta
+from data.tokens import check_tokens, find_meta, vocabulary_remark
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
+from nanogpt.checkpoint import has_run, load_model_file
 from nanogpt.distributed import Processes, pick_backend, share_evenly
 from nanogpt.errors import ROOT
 from nanogpt.mfu import RunningMFU
@@ -27,78 +27,76 @@ from nanogpt.optim import NonFiniteGuard, clip_gradients, restore_optimizer, sch
 from nanogpt.run_folder import RunFolder, generator_states
 
 # ---- settings: the defaults train a GPT-2 (124M) on OpenWebText ----------------------------------------------------
-
-# where to, how often
+# output: where, and how often
 out_dir = "out"  # checkpoints and the log go here
 eval_interval = 2000  # iterations from one evaluation to the next
 log_interval = 1  # iterations from one printed line to the next
 eval_iters = 200  # batches of each split in an evaluation
 eval_only = False  # evaluate once, print, and end; nothing is written
 always_save_checkpoint = True  # save ckpt.pt at every evaluation, not only at the best so far
-save_interval = 0  # iterations from one last.pt to the next; 0: at each evaluation that wrote no ckpt.pt
-init_from = "scratch"  # scratch, resume, auto (resume where there is a run, else scratch), gpt2*, or a GPT-2 folder
-# beside the printed lines and log.csv
+save_interval = 0  # iterations from one last.pt to the next; 0: save it at an evaluation that writes no ckpt.pt
+init_from = "scratch"  # scratch, resume, auto (resume if out_dir has a run, else scratch), gpt2*, or a model's folder
+# loggers, in addition to the printed lines and log.csv
 tensorboard_log = False  # log to TensorBoard too, in out_dir/tensorboard
 wandb_log = False  # log to Weights & Biases too
 wandb_project = "owt"  # W&B project
 wandb_run_name = "gpt2"  # W&B run name
 # data
 dataset = "openwebtext"  # the folder under data/
-gradient_accumulation_steps = 5 * 8  # micro-batches an iteration, over all processes
+gradient_accumulation_steps = 5 * 8  # micro-batches per iteration, over all processes
 batch_size = 12  # sequences in a micro-batch
 block_size = 1024  # tokens in a sequence: the context's length
 # model
 n_layer = 12  # transformer blocks
-n_head = 12  # attention heads a block
+n_head = 12  # attention heads per block
 n_embd = 768  # channels
 dropout = 0.0  # for pretraining 0 is good, for small data and finetuning 0.1 and more
 bias = False  # biases in Linear and LayerNorm
-recompute = False  # activation checkpointing: each block is computed again in the backward pass; less memory, more time
+recompute = False  # activation checkpointing: compute each block again in the backward pass; less memory, more time
 # optimizer
 optimizer = "adamw"  # adamw, or muon for the blocks' matrices and adamw for the rest
 learning_rate = 6e-4  # peak learning rate
-max_iters = 600000  # the last iteration
+max_iters = 600000  # number of the last iteration; the first is 0
 weight_decay = 1e-1  # on matrices and embeddings
-beta1 = 0.9  # AdamW's, and Muon's momentum
-beta2 = 0.95  # AdamW's
-grad_clip = 1.0  # upper bound of the gradient norm; 0: none
-max_nonfinite = 10  # iterations in a row whose loss or gradient is not finite, before the run stops
+beta1 = 0.9  # AdamW's beta1, and Muon's momentum
+beta2 = 0.95  # AdamW's beta2
+grad_clip = 1.0  # clip the gradient at this norm; 0: do not clip
+max_nonfinite = 10  # stop after this many iterations in a row with a loss or gradient that is not finite
 # learning rate schedule
 decay_lr = True  # cosine decay after the warm-up; False: constant
 warmup_iters = 2000  # iterations of linear warm-up
-lr_decay_iters = 600000  # where the decay ends, about max_iters
-min_lr = 6e-5  # learning rate at its end, about learning_rate / 10
+lr_decay_iters = 600000  # iteration at which the decay ends; should be about max_iters
+min_lr = 6e-5  # learning rate after the decay; should be about learning_rate / 10
 # the machine
 backend = "auto"  # collectives under torchrun: nccl on CUDA, else gloo
-sharding = "ddp"  # ddp: each process has the whole model; fsdp: a share of weights, gradients and optimizer state
-device = "auto"  # cuda, cuda:N, mps or cpu
-dtype = "auto"  # float32, bfloat16 or float16 (which scales the loss)
-compile = "auto"  # torch.compile the model
+sharding = "ddp"  # ddp: each process has the whole model; fsdp: only its share of weights, gradients and moments
+device = "auto"  # cuda, cuda:N, mps or cpu; auto: the first of these that there is
+dtype = "auto"  # float32, bfloat16 or float16 (which scales the loss); auto: bfloat16 where it is fast
+compile = "auto"  # torch.compile the model; auto: only on CUDA
 attention = "auto"  # its kernel on a GPU: auto (torch chooses), flash, efficient or math; on a CPU: auto or math
 deterministic = False  # deterministic algorithms only, so that a GPU computes the same digits each time; slower
-peak_flops = 0.0  # what the device could do a second, for MFU; 0: look it up or measure it
-seed = 1337  # of every random draw; process r takes seed + r
+peak_flops = 0.0  # the device's peak FLOPS, for MFU; 0: look it up or measure it
+seed = 1337  # of all random generators; process r takes seed + r
 
 settings = setting_names(globals())
 given = configure(globals())
 
 # ---- this process, its device, and the other processes -------------------------------------------------------------
-
 processes = Processes()
-rank, world_size, say = processes.rank, processes.world_size, processes.say
+rank, world_size = processes.rank, processes.world_size
+say = processes.say  # prints lines on rank 0, and leaves out a None
 device = processes.own_device(devices.pick_device(device))
 backend = pick_backend(backend, device, world_size)
 device_type = devices.set_up(device, processes.local_world_size)
-if init_from not in ("resume", "auto"):  # those may bring another number of micro-batches
+if init_from not in ("resume", "auto"):  # check this before join(), where the other processes would wait
     share_evenly(gradient_accumulation_steps, world_size)
 processes.join(backend)
 
 # ---- what to start from, and whether the settings fit together -----------------------------------------------------
-
 folder = RunFolder(out_dir, processes, read_only=eval_only)
-init_from = folder.start_from(init_from)
-saved, resumed, remarks = folder.load(device_type) if init_from == "resume" else ({}, {}, [])
-remarks += adopt(globals(), settings, resumed, given)
+init_from = folder.resolve(init_from)  # scratch, resume, a GPT-2, or the folder of a model
+saved, saved_settings, remarks = folder.load(device_type) if init_from == "resume" else ({}, {}, [])
+remarks += adopt(globals(), settings, saved_settings, given)  # what was given on this command line comes first
 at_least(1, globals(), "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
 at_least(1, globals(), "max_nonfinite")
 at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
@@ -109,17 +107,16 @@ micro_steps = share_evenly(gradient_accumulation_steps, world_size)
 dtype = devices.pick_dtype(dtype, device)
 compile, compile_remark = devices.pick_compile(compile, device)
 say(compile_remark, devices.emulation_remark(dtype, device))
+say(not eval_only and schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr))
 devices.pick_attention(attention, device, dtype)
 devices.set_deterministic(deterministic)
 processes.check_sharding(sharding, optimizer, dtype)
 data_dir = os.path.join(ROOT, "data", dataset)
 bins = find_bins(data_dir, block_size, dataset)
-if folder.writes:
-    run_log.check_loggers(tensorboard_log, wandb_log)
+run_log.check_loggers(folder, tensorboard_log, wandb_log)
 torch.manual_seed(seed + rank)
 
 # ---- the model -----------------------------------------------------------------------------------------------------
-
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
 meta = find_meta(data_dir)
@@ -129,23 +126,24 @@ if saved:
     remarks += folder.forget_other_data(saved, dataset, meta)
     say(f"Resuming training from {out_dir}", *remarks)
     model = GPT.from_checkpoint(saved, folder.loaded_path, dropout)
-elif init_from != "scratch":
-    say(f"Initializing from GPT-2 weights: {init_from}")
-    model = GPT.from_pretrained(init_from, {"dropout": dropout})
-    if meta and meta["vocab_size"] != model.config.vocab_size:
-        V = model.config.vocab_size
-        say(f"{dataset} has {meta['vocab_size']} tokens, its own, and {init_from} {V}: what that knows is lost")
-else:
+elif init_from == "scratch":
     say("Initializing a new model from scratch")
     if not meta:
         say("no meta.pkl beside the data: vocab_size = 50304, GPT-2's 50257 rounded up for speed")
     vocab_size = meta["vocab_size"] if meta else 50304
     model = GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias))
-if block_size != model.config.block_size:
-    model.crop_block_size(block_size)
+elif has_run(init_from):
+    start, path, remarks = load_model_file(init_from)
+    say(f"Initializing from the model in {path}", *remarks, check_tokens(start, path, dataset, meta))
+    model = GPT.from_checkpoint(start, path, dropout)
+else:
+    say(f"Initializing from GPT-2 weights: {init_from}")
+    model = GPT.from_pretrained(init_from, {"dropout": dropout})
+    say(vocabulary_remark(init_from, model.config.vocab_size, dataset, meta))
+model.crop_block_size(block_size)
 model.recompute = recompute
-adopt_model_sizes(globals(), given, model.config, init_from)
-config = {name: globals()[name] for name in settings}
+adopt_model_sizes(globals(), given, model.config, init_from)  # n_layer, n_head, n_embd and bias are now the model's
+config = {name: globals()[name] for name in settings}  # for checkpoints and W&B
 say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
 
 # the state of the loop, which a resume restores
@@ -153,48 +151,45 @@ iter_num = saved.get("iter_num", 0)
 best_val_loss = float(saved.get("best_val_loss", math.inf))
 best_iter = saved.get("best_iter", iter_num)
 tokens_seen = saved.get("tokens_seen", iter_num * tokens_per_iter)
-seconds_before = saved.get("seconds", 0.0)
-
-# ---- data ----------------------------------------------------------------------------------------------------------
-
-vocab_size = model.config.vocab_size
-fingerprints = check_bins(bins, block_size, vocab_size, dataset, expected=saved.get("data"))
+began = time.time() - saved.get("seconds", 0.0)
 if iter_num > max_iters and not eval_only:
     say(f"the run has reached max_iters = {max_iters}: to train on, give a larger --max_iters= and --lr_decay_iters=")
     processes.leave()
-    sys.exit(0)
-batches = torch.Generator()  # the batches' own: their order depends on the seed alone, not on dropout or device
-batches.set_state(torch.get_rng_state())
+    raise SystemExit
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+vocab_size = model.config.vocab_size
+fingerprints = check_bins(bins, block_size, vocab_size, dataset, expected=saved.get("data"))
+# get_batch alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
+batch_generator = torch.Generator().set_state(torch.get_rng_state())
 
 
 def get_batch(split):
     """(x, y), each (B, T) int64 on the device: random windows of the split's tokens, and the token after each."""
-    tokens = open_bin(bins[split])
-    start = torch.randint(len(tokens) - block_size, (batch_size,), generator=batches).numpy()
+    tokens = open_bin(bins[split])  # a new memory map each time: one that is held keeps every page it has read
+    start = torch.randint(len(tokens) - block_size, (batch_size,), generator=batch_generator).numpy()
     window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
     check_ids(window, vocab_size, bins[split], start)
-    window = devices.to_device(torch.from_numpy(window), device)
-    return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+    ids = devices.to_device(torch.from_numpy(window), device)
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
 # ---- the model on its device, its optimizer, and the run's folder --------------------------------------------------
-
 model.to(device)
-processes.shard(model, sharding, device_type)
+processes.shard(model, sharding, device_type)  # with fsdp each process keeps a share of the weights
 optim = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, optimizer)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
 if saved:
     restore_optimizer(optim, scaler, saved, folder.loaded_path)
 running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
-if not eval_only:
-    say(schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr))
 autocast = devices.autocast(device, dtype)
-autocast_step = devices.autocast(device, dtype, cache=False)  # a training step uses each weight once: keep no cast
+autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
+# model: the plain weights; eval_model: compiled, where that is on; train_model: that in DDP, where there are several
 mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_params() * batch_size * block_size)
 eval_model = torch.compile(model, mode=mode) if compile else model
-train_model = processes.replicate(eval_model, sharding, device)
-folder.open(resumed=bool(saved))
+train_model = processes.wrap_ddp(eval_model, sharding, device)
+folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older run's files into a dated folder
 
 
 # ---- what the loop calls -------------------------------------------------------------------------------------------
@@ -208,18 +203,18 @@ def get_lr(it):
         return learning_rate * (it + 1) / (warmup_iters + 1)
     if it > lr_decay_iters:
         return min_lr
-    progress = (it - warmup_iters) / max(1, lr_decay_iters - warmup_iters)  # 0 to 1
-    return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
+    decayed = (it - warmup_iters) / max(1, lr_decay_iters - warmup_iters)  # from 0 to 1; the two may be equal
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * decayed)) * (learning_rate - min_lr)
 
 
 @torch.no_grad()
 def estimate_loss():
-    """{split: mean loss over eval_iters batches}, which the processes share; None once asked to stop."""
+    """{split: mean loss over eval_iters batches}, each process computing a part of them; None if asked to stop."""
     model.eval()
     mean = {}
     for split in ("train", "val"):
-        losses = torch.zeros(math.ceil(eval_iters / world_size), world_size, device=device)
-        with autocast:  # one for all batches: where nothing is compiled, it casts each weight once
+        losses = torch.zeros(math.ceil(eval_iters / world_size), world_size, device=device)  # a column per process
+        with autocast:  # one context for all batches: without torch.compile it casts each weight only once
             for row in losses:
                 if processes.asked_to_stop():
                     return None
@@ -232,38 +227,38 @@ def estimate_loss():
 
 def resume_point(evaluated):
     """What a resume needs: generator states, the next batch, whether this iteration was evaluated."""
-    return {"generators": generator_states(device, batches), "batch": (x, y), "evaluated": evaluated}
+    return {"generators": generator_states(device, batch_generator), "batch": (x, y), "evaluated": evaluated}
 
 
 def save(name, point):
-    """Writes the run as it stands at `point` to out_dir/name. Every process calls it.
+    """Writes the run, to be resumed from `point`, to out_dir/name. Every process calls it.
 
-    Weights whose gradients, val loss or next loss are not finite are not written: the older file stays."""
+    If the last gradients, the last evaluation or the next loss are not finite, the older file stays."""
     if not processes.all_agree(guard.allows_save(model, point, autocast)):
-        return say(f"{name} is not written: the loss or its gradient is not finite")
+        say(f"{name} is not written: the loss or its gradient is not finite")
+        return
     folder.save(
         name, model, optim, scaler, point, iter_num=iter_num, best_val_loss=best_val_loss, best_iter=best_iter,
-        tokens_seen=tokens_seen, seconds=seconds_before + time.time() - began, config=config, meta=meta,
+        tokens_seen=tokens_seen, seconds=time.time() - began, config=config, meta=meta,
         data=fingerprints, wandb_id=log.wandb_id,
         machine={"device_type": device_type, "dtype": dtype, "compile": compile},
     )  # fmt: skip
 
 
 # ---- the training loop ---------------------------------------------------------------------------------------------
-
-clock, began = devices.Clock(device), time.time()
-processes.listen()  # from here on SIGTERM and SIGINT end the run between micro-steps
-point = folder.restore_point(saved, device, batches, seed + rank)
+processes.listen()  # from here on SIGTERM, SIGINT and SIGHUP stop the run between two micro-steps
+point = folder.restore_point(saved, device, batch_generator, seed + rank)  # sets the generators, too
 evaluated = bool(point) and point["evaluated"]
 if point and point["batch"] and point["batch"][0].shape == (batch_size, block_size):
-    x, y = (tokens.to(device) for tokens in point["batch"])
+    x, y = (ids.to(device) for ids in point["batch"])  # the batch that the stopped run had drawn already
 else:
-    x, y = get_batch("train")  # (B, T); each next batch is fetched while the device computes
+    x, y = get_batch("train")  # (B, T)
 wandb = {"project": wandb_project, "name": wandb_run_name, "config": config, "id": saved.get("wandb_id")}
 log = run_log.open_log(folder, iter_num, evaluated, tensorboard_log, wandb if wandb_log else None)
-saved = None  # a checkpoint is as large as the model and its optimizer
-guard = NonFiniteGuard(device, optimizer == "adamw" and sharding == "ddp", scaler, max_nonfinite)
+saved = start = None  # frees the checkpoint, which is as large as the model and its optimizer
+guard = NonFiniteGuard(device, optimizer, sharding, scaler, max_nonfinite)
 progress = run_log.Progress(max_iters, tokens_per_iter)
+clock = devices.Clock(device)
 saved_at, last_mark = iter_num, clock.mark()
 
 if eval_only and (losses := estimate_loss()):
@@ -274,15 +269,16 @@ while iter_num <= max_iters and not eval_only:
     for group in optim.param_groups:
         group["lr"] = lr
 
-    # every eval_interval iterations: evaluate, and save
-    point = resume_point(evaluated)
+    # evaluate, and save: ckpt.pt has the best model, or each evaluated one; last.pt is for an iteration without it
+    point = resume_point(evaluated)  # a stop before this iteration's step resumes from here
     if iter_num % eval_interval == 0 and not evaluated:
         losses = estimate_loss()
         if losses is None:
             break
         say(f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}")
         point = resume_point(evaluated=True)
-        finite, better = guard.check_evaluation(losses), losses["val"] < best_val_loss
+        finite = guard.note_evaluation(losses)
+        better = losses["val"] < best_val_loss
         if better:
             best_val_loss, best_iter = losses["val"], iter_num
         progress_line = progress.line(iter_num)
@@ -298,30 +294,31 @@ while iter_num <= max_iters and not eval_only:
         saved_at = iter_num
     evaluated = False
 
-    # forward and backward, gradients accumulated over micro_steps
+    # forward and backward, with gradients accumulated over the micro-steps
     for micro_step in range(micro_steps):
         if stopping := processes.asked_to_stop():
             break
-        processes.sync_gradients(train_model, micro_step == micro_steps - 1)
+        processes.set_gradient_sync(train_model, micro_step == micro_steps - 1)  # average in the last backward pass
         with autocast_step:
             loss = train_model(x, y)[1] / micro_steps
-        x, y = get_batch("train")
+        x, y = get_batch("train")  # the next batch, while a GPU is still in the forward pass
         scaler.scale(loss).backward()
     if stopping:
         break
 
-    # clip, and step unless a gradient is not finite
+    # clip, and step: scaler.step, scaler.update, zero_grad, but no step if the gradients are not finite
     scaler.unscale_(optim)
     grad_norm = clip_gradients(model.parameters(), grad_clip)
     guard.step(optim, grad_norm)
 
-    # time, and log
+    # time, and log: an evaluation and a save count in the time of their iteration, as in nanoGPT
     now = clock.mark()
     tokens_seen += tokens_per_iter
     logged = iter_num % log_interval == 0
     guard.report(iter_num, logged, say, out_dir)
     if logged:
-        dt, loss = clock.seconds(last_mark, now), loss.item() * micro_steps
+        dt = clock.seconds(last_mark, now)
+        loss = loss.item() * micro_steps  # rank 0's last micro-batch
         shown_mfu = running_mfu.update(iter_num, tokens_per_iter / world_size, dt)
         say(f"iter {iter_num}: loss {loss:.4f}, time {dt * 1000:.2f}ms, mfu {shown_mfu}")
         log.write(iter=iter_num, kind="train", train_loss=loss, lr=lr, grad_norm=grad_norm.item(), ms=dt * 1000,
@@ -329,15 +326,13 @@ while iter_num <= max_iters and not eval_only:
     last_mark = now
     iter_num += 1
 
-# ---- the end of the run, or of this process's part in it -----------------------------------------------------------
-
+# ---- the run has finished, or was asked to stop --------------------------------------------------------------------
 finished = iter_num > max_iters
 if not eval_only:
     save("last.pt", resume_point(evaluated=False) if finished else point)
     if finished:
-        seconds = seconds_before + time.time() - began
-        say(*run_log.finished_lines(out_dir, best_val_loss, best_iter, tokens_seen, seconds, device))
+        say(*run_log.finished_lines(out_dir, best_val_loss, best_iter, tokens_seen, time.time() - began, device))
     else:
         say(*run_log.stopped_lines(out_dir, iter_num))
-model = eval_model = train_model = optim = None  # gloo aborts at exit where these outlive the process group
+model = eval_model = train_model = optim = None  # drop these before leave(): otherwise gloo aborts at exit
 processes.leave()

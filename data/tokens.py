@@ -167,6 +167,40 @@ def _has_other_tokens(folder, codec):
     return "stoi" in meta and not (isinstance(codec, CharCodec) and meta["stoi"] == codec.stoi)
 
 
+def check_tokens(checkpoint, path, dataset, meta):
+    """UserError if the ids of the model in `checkpoint`, read from `path`, stand for other tokens than the dataset's.
+
+    `meta` is the dataset's find_meta(). A checkpoint that does not keep its tokens, such as nanoGPT's, may have any."""
+    if _has_codec(checkpoint, path) and _stoi(checkpoint["meta"]) != _stoi(meta):
+        raise UserError(
+            f"the ids of the model in {path} stand for other tokens than those of {dataset}: prepare {dataset} with "
+            "the tokens of that model, or train from scratch"
+        )
+
+
+def _stoi(meta):
+    return meta and meta.get("stoi")
+
+
+def vocabulary_remark(init_from, vocab_size, dataset, meta):
+    """A line if the dataset has other tokens than the GPT-2 in `init_from`, whose ids are `vocab_size`; else None."""
+    if not meta:
+        return None
+    theirs = _stoi(meta)
+    if os.path.isfile(os.path.join(init_from, "tokenizer.json")):
+        try:
+            codec = codec_of_folder(init_from, vocab_size)
+            theirs = codec.stoi if isinstance(codec, CharCodec) else None
+        except UserError:  # a tokenizer of another kind: training does not need it
+            theirs = None
+    if meta["vocab_size"] != vocab_size or theirs != _stoi(meta):
+        return (
+            f"{dataset} has tokens of its own, {meta['vocab_size']}, not the {vocab_size} of {init_from}: what that "
+            "model knows of its tokens is lost"
+        )
+    return None
+
+
 def codec_of_folder(name_or_path, vocab_size):
     """The codec of a GPT-2: that of the characters in the tokenizer.json which export.py has put into its folder,
     else GPT-2's own. UserError where the folder's is of another kind, or has more ids than the model."""

@@ -57,14 +57,14 @@ class Processes:
         self.listens, self.exit_code, self.output_error = False, 0, None
 
     def say(self, *lines):
-        """Prints lines on rank 0 only, and at once, so that a log file shows where the run is; a None is left out.
+        """Prints lines on rank 0 only, and at once, so that a log file shows where the run is; None is left out.
 
         Where nobody can read them any more, as when `| tee` has died or a disk is full, the run is asked to stop: it
         saves its state first. Before listen() there is nothing to save: OSError.
         """
         try:
             for line in lines if self.rank == 0 else ():
-                if line is not None:
+                if line:
                     print(line, flush=True)
         except OSError as error:
             errors.drop_output()
@@ -172,7 +172,7 @@ class Processes:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
 
-    def replicate(self, model, sharding, device):
+    def wrap_ddp(self, model, sharding, device):
         """The model to train. With ddp it is `model` in a wrapper that averages gradients, else `model` itself."""
         if not self.several or sharding != "ddp":
             return model
@@ -181,7 +181,7 @@ class Processes:
         gpu = [device] if device.startswith("cuda") else None
         return DDP(model, device_ids=gpu, gradient_as_bucket_view=True)  # a view: each gradient exists once
 
-    def sync_gradients(self, train_model, last_micro_step):
+    def set_gradient_sync(self, train_model, last_micro_step):
         """Has the next backward pass average gradients over the processes only if it is the iteration's last."""
         if hasattr(train_model, "require_backward_grad_sync"):  # ddp
             train_model.require_backward_grad_sync = last_micro_step

@@ -185,8 +185,9 @@ class NonFiniteGuard:
     then by itself: that is how it finds its scale.
     """
 
-    def __init__(self, device, fused_adamw, scaler, max_nonfinite):
-        self.skips_on_device, self.scaler, self.max_nonfinite = fused_adamw, scaler, max_nonfinite
+    def __init__(self, device, optimizer, sharding, scaler, max_nonfinite):
+        self.skips_on_device = optimizer == "adamw" and sharding == "ddp"
+        self.scaler, self.max_nonfinite = scaler, max_nonfinite
         self.reads_are_free = torch.device(device).type == "cpu"
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.skipped_unreported = torch.zeros_like(self.skipped_in_a_row)
@@ -220,7 +221,7 @@ class NonFiniteGuard:
                 "try a lower --learning_rate, --grad_clip=1.0, or --dtype=bfloat16 or float32"
             )
 
-    def check_evaluation(self, losses):
+    def note_evaluation(self, losses):
         """Whether the losses of an evaluation, {split: loss}, are finite; remembered until the next."""
         self.evaluation_is_finite = all(map(math.isfinite, losses.values()))
         return self.evaluation_is_finite

@@ -29,14 +29,14 @@ class RunFolder:
             raise UserError("--out_dir= is empty: give the folder to write to")
         self.out_dir, self.processes = out_dir, processes
         self.writes = processes.rank == 0 and not read_only
-        # Lock out_dir before reading it: another run may be writing. open() makes a new folder, once all is checked.
+        # Lock out_dir before reading it: another run may be writing. prepare() makes a new folder, once all is checked.
         locked_before = os.path.exists(os.path.join(out_dir, ".lock"))
         self.lock = claim(out_dir) if self.writes and locked_before else None
         self.run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's "none" names no run
         self.loaded_path = None
 
-    def start_from(self, init_from):
-        """What a run starts from: "scratch", "resume" (the run in out_dir), or the name or folder of a GPT-2.
+    def resolve(self, init_from):
+        """What a run starts from: "scratch", "resume" (the run in out_dir), a GPT-2's name, or a model's folder.
 
         When a process dies, torchrun restarts all of them with the same command. They resume from their own
         checkpoint, which has torchrun's run id in it, never from an older run's.
@@ -52,7 +52,7 @@ class RunFolder:
         if init_from == "auto":
             return "scratch"
         if not (init_from in ("scratch", "resume") or init_from.startswith("gpt2") or os.path.isdir(init_from)):
-            raise UserError(f"--init_from={init_from}: takes scratch, resume, auto, a gpt2 name or a GPT-2 folder")
+            raise UserError(f"--init_from={init_from}: takes scratch, resume, auto, a gpt2 name or a model's folder")
         return init_from
 
     def load(self, device_type):
@@ -88,7 +88,7 @@ class RunFolder:
             remarks.append(f"the ids of {dataset} stand for other tokens now: what the model knows of them is lost")
         return remarks
 
-    def open(self, resumed):
+    def prepare(self, resumed):
         """Locks out_dir for writing, and moves an earlier run's files aside unless this run has `resumed` from them."""
         if self.writes:
             self.lock = self.lock or claim(self.out_dir)

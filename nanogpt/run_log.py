@@ -66,8 +66,10 @@ class Progress:
 # ----------------------------------------------------------------------------------------------
 # log.csv, TensorBoard, Weights & Biases
 
-def check_loggers(tensorboard_log, wandb_log):
-    """UserError where a logger is asked for whose library is not installed, before anything is touched."""
+def check_loggers(folder, tensorboard_log, wandb_log):
+    """UserError if a logger is asked for whose library is not installed. `folder` is a RunFolder: only rank 0 logs."""
+    if not folder.writes:
+        return
     if wandb_log:
         require("--wandb_log=True", "wandb")
     if tensorboard_log:

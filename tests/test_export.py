@@ -22,7 +22,7 @@ OUT = {
     "biases": GPTConfig(48, 64, 3, 4, 64, 0.0, bias=True),
     "gelu_new": GPTConfig(32, 61, 2, 2, 32, 0.0, bias=True, activation="gelu_new"),
 }
-CHARACTERS = "".join(sorted(set(ODD))).ljust(61, "~")[:61]
+ODD_CHARACTERS = "".join(sorted(set(ODD))).ljust(61, "~")[:61]
 
 
 def checkpoint_of(model, out_dir, **more):
