@@ -95,7 +95,7 @@ def test_ddp_is_told_which_gpu(monkeypatch, device, expected):
     monkeypatch.setenv("RANK", "0")
     told = {}
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **options: told.update(options))
-    Processes().replicate(torch.nn.Linear(2, 2), "ddp", device)
+    Processes().wrap_ddp(torch.nn.Linear(2, 2), "ddp", device)
     assert told == {"device_ids": expected, "gradient_as_bucket_view": True}
 
 
