@@ -4,7 +4,7 @@ Shapes are written beside the lines that make them: B sequences of T tokens, C =
 hs = C / nh channels, V = vocab_size.
 
 Source: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019) for the architecture and the
-initialisation. Names and shapes of the parameters are nanoGPT's, so that checkpoints work in both directions.
+initialisation. Names and shapes of the parameters are nanoGPT's: each program can load the other's checkpoints.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class GPTConfig:
     activation: str = "gelu"  # "gelu": x * Phi(x) exactly; "gelu_new": the tanh form of OpenAI's GPT-2
 
     def check(self):
-        """UserError where these values make no model."""
+        """Raises UserError if no model can have these values."""
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -48,7 +48,7 @@ class GPTConfig:
             raise UserError(f"activation must be gelu or gelu_new, not {self.activation}")
 
     def as_model_args(self):
-        """The dict that checkpoints hold: nanoGPT's seven arguments, and ours only where it is not the default."""
+        """The model_args of a checkpoint: nanoGPT's seven, and `activation` only if it is not "gelu", nanoGPT's own."""
         arguments = dataclasses.asdict(self)
         if self.activation == "gelu":
             del arguments["activation"]
@@ -74,7 +74,7 @@ class CausalSelfAttention(nn.Module):
             q = q[:, :, -1:]
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, nh, tokens so far, hs)
-        y = attention(q, k, v, self.dropout if self.training else 0.0)
+        y = attention(q, k, v, self.dropout if self.training else 0.0)  # causal
         y = y.transpose(1, 2).flatten(2)  # (B, T, C), heads side by side
         return self.resid_dropout(self.c_proj(y))
 
@@ -112,37 +112,39 @@ class Block(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the tokens so far, so that each new token is computed alone.
+    """Keys and values of the tokens so far, so that only the new token passes through the model.
 
-    On a CPU they are float32: for a single bfloat16 query, scaled_dot_product_attention takes nine times as long.
+    On a CPU the cache is float32: there scaled_dot_product_attention is nine times slower with one bfloat16 query.
     """
 
     def __init__(self, config, batch, device, dtype):
         self.length = 0  # tokens so far
         size = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
         dtype = torch.float32 if device.type == "cpu" else dtype
-        self.layers = [[torch.empty(size, dtype=dtype, device=device) for _ in "kv"] for _ in range(config.n_layer)]
+        self.layers = [[torch.empty(size, dtype=dtype, device=device) for _ in range(2)] for _ in range(config.n_layer)]
 
     def append(self, layer, k, v):
-        """Adds k, v (B, nh, T, hs) of the next T tokens in layer number `layer`; returns what to attend to."""
+        """Adds k, v (B, nh, T, hs) of the next T tokens in layer number `layer`; returns what they attend to.
+
+        The caller moves `length` once all layers have theirs."""
         stop = self.length + k.size(2)
-        for kept, new in zip(self.layers[layer], (k, v), strict=True):
-            kept[:, :, self.length : stop] = new
-        if k.size(2) > 1:  # a whole prompt attends to itself, in its own dtype
+        for buffer, new in zip(self.layers[layer], (k, v), strict=True):
+            buffer[:, :, self.length : stop] = new
+        if k.size(2) > 1:  # a prompt, into an empty cache: it attends to itself, in its own dtype
             return k, v
-        return [kept[:, :, :stop] for kept in self.layers[layer]]
+        return [buffer[:, :, :stop] for buffer in self.layers[layer]]
 
 
 class GPT(nn.Module):
     def __init__(self, config):
-        """A model with freshly drawn weights, in nanoGPT's order of draws from the global generator.
+        """Draws the weights in the same order as nanoGPT, so that the same seed gives the same weights.
 
-        Raises UserError where the values in `config` make no model.
+        Raises UserError if no model can have the values in `config`.
         """
         super().__init__()
         config.check()
         self.config = config
-        self.recompute = False  # compute each block's forward pass again in the backward pass: less memory, more time
+        self.recompute = False  # activation checkpointing; no part of the config, since it changes no number
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
@@ -161,7 +163,7 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
-            if name.endswith("c_proj.weight"):  # the residual stream sums 2 * n_layer of these: keep its variance
+            if name.endswith("c_proj.weight"):  # the residual stream adds 2 * n_layer of these outputs
                 nn.init.normal_(parameter, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
 
     def forward(self, idx, targets=None, cache=None, loss_only=False):
@@ -245,7 +247,7 @@ class GPT(nn.Module):
         return count - self.transformer.wpe.weight.numel() if non_embedding else count
 
     def flops_per_token(self):
-        """Training FLOPs a token: 6N, and the attention's own products (PaLM, arXiv:2204.02311, appendix B)."""
+        """Training FLOPs per token: 6N, and 12 L C T for the attention (PaLM, arXiv:2204.02311, appendix B)."""
         c = self.config
         return 6 * self.get_num_params() + 12 * c.n_layer * c.n_embd * c.block_size
 
@@ -266,7 +268,7 @@ class GPT(nn.Module):
         """Yields `max_new_tokens` times the next token (B, 1) of each row of `idx` (B, T).
 
         temperature: divides the logits; 0 takes the most likely token. top_k: draw from the k most likely tokens only.
-        generators: one for each row, so that its text does not depend on the other rows; None: the global one.
+        generators: one for each row, so that its text does not depend on the other rows; None: the global generator.
         allowed (V,) bool: tokens that may be drawn.
 
         While the text fits in block_size, a cache holds the keys and values of all tokens but the last. After that the
@@ -275,31 +277,31 @@ class GPT(nn.Module):
         times faster, with a little less context.
         """
         size = self.config.block_size
-        dtype = product_dtype(self.transformer.wte.weight)
-        one_layout = {"memory_format": torch.contiguous_format}  # torch.compile would compile a slice's strides again
-        cache, pending = KVCache(self.config, len(idx), idx.device, dtype), idx[:, -size:].clone(**one_layout)
+        cache = KVCache(self.config, len(idx), idx.device, product_dtype(self.transformer.wte.weight))
+        new = idx[:, -size:]
         for _ in range(max_new_tokens):
-            if cache.length + pending.size(1) > size:
-                cache.length, pending = 0, idx[:, -max(1, size - window_step + 1) :].clone(**one_layout)
-            full = pending.size(1) == size  # a cache of a full window has no room for another token: fill none
-            logits = self(pending, cache=None if full else cache)[0][:, -1].float()  # (B, V)
+            if cache.length + new.size(1) > size:  # the window moves: compute it again
+                cache.length, new = 0, idx[:, -max(1, size - window_step + 1) :]
+            new = new.clone(memory_format=torch.contiguous_format)  # torch.compile would compile again for other strides
+            full = new.size(1) == size  # a cache of a full window has no room for another token: fill none
+            logits = self(new, cache=None if full else cache)[0][:, -1].float()  # (B, V)
             if full:
                 cache.length = size
             if allowed is not None:
                 logits = logits.masked_fill(~allowed, -math.inf)
-            pending = sample_token(logits, temperature, top_k, generators)
-            idx = torch.cat([idx, pending], dim=1)
-            yield pending
+            new = sample_token(logits, temperature, top_k, generators)
+            idx = torch.cat([idx, new], dim=1)
+            yield new
 
 
 def sample_token(logits, temperature, top_k, generators):
-    """A token for each row of `logits` (B, V): (B, 1). See GPT.stream()."""
-    if temperature < 1e-6:  # only the most likely token has a chance, and the quotient would overflow
+    """Returns a token for each row of `logits` (B, V): (B, 1). See GPT.stream()."""
+    if temperature < 1e-6:  # the most likely token; the division below would overflow
         return logits.argmax(-1, keepdim=True)
     logits = logits / temperature
     if top_k is not None:
-        least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
+        kth_largest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+        logits = logits.masked_fill(logits < kth_largest, -math.inf)
     probs = F.softmax(logits, dim=-1)
     if generators is None:
         return torch.multinomial(probs, 1)

@@ -1,1 +1,1 @@
-"""What the scripts share. To follow a batch through train.py and model.py nobody needs to have read it."""
+"""What the scripts share: attention (cpu_kernels), loss (cross_entropy), optimizers (optim), checkpoints and more."""

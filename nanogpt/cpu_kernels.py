@@ -1,6 +1,6 @@
-"""Attention, dropout and linear layers for inference, written for a CPU; other devices keep torch's own.
+"""Attention and dropout, and linear layers for inference. A CPU uses the code here, other devices use torch's.
 
-On two cores, of a baby GPT's iteration torch's dropout takes 17 %, and its attention 10 % and more.
+On two cores torch's dropout takes 17 % of a baby GPT's iteration, and its attention 10 % or more.
 """
 
 import math

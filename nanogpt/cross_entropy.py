@@ -1,7 +1,8 @@
-"""The loss of the head's logits; for a large vocabulary in chunks, so that the logits are never all in memory.
+"""The cross-entropy of the head's logits. A large vocabulary's is computed in chunks of rows.
 
-Logits (B T, V) and their gradient are most of a GPT-2's memory. Where nobody reads the logits, at most LOSS_ROWS rows
-of them exist at once. What training keeps for the backward pass has the sizes of x and of the head's weight.
+Logits (B T, V) and their gradient are most of a GPT-2's memory. If the caller does not need the logits, at most
+LOSS_ROWS rows of them exist at once. What training keeps for the backward pass has the sizes of x and of the head's
+weight.
 """
 
 import torch
@@ -47,7 +48,7 @@ def product_dtype(x):
 def softmax_rows(x):
     """How many rows of logits are float32 at once: on a CPU so few that they stay in its cache.
 
-    Not where a compiler traces this: it would unroll the loop over so many chunks."""
+    Under torch.compile the chunks are large, because it would unroll the loop over small ones."""
     return CPU_SOFTMAX_ROWS if x.device.type == "cpu" and not torch.compiler.is_compiling() else LOSS_ROWS
 
 

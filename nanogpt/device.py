@@ -96,7 +96,7 @@ def pick_compile(compile, device):
     """(whether to torch.compile the model, a line for the user or None).
 
     'auto' compiles on CUDA only. On a CPU nearly all the time goes into matrix products and a few passes written for
-    it (nanogpt/cpu_kernels.py): only a long run of a small model would win back the minute that the compiler takes.
+    it (nanogpt/cpu_kernels.py): only a long run of a small model saves more than the minute that the compiler takes.
     """
     if compile != "auto" and not isinstance(compile, bool):
         raise UserError(f"--compile={compile}: takes auto, True or False")
@@ -180,7 +180,7 @@ def pick_threads(threads, processes, cores):
 def usable_cores(quota="/sys/fs/cgroup/cpu.max"):
     """Physical cores that this process may use. torch's thread count would not do: OMP_NUM_THREADS=1 would hide them.
 
-    Linux has a container's share of processor time in the file `quota`. More threads than that would wait.
+    On Linux the file `quota` holds the container's limit of processor time. More threads than that would only wait.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
@@ -196,8 +196,8 @@ def usable_cores(quota="/sys/fs/cgroup/cpu.max"):
 def keep_freed_memory():
     """Makes glibc's malloc keep the memory of freed tensors for the next ones.
 
-    By default it returns each large one to the system, which then clears every page of the next: a fifth of a GPT-2's
-    iteration on a CPU. Other C libraries do not have this call, or do not need it.
+    By default it returns large freed blocks to the system, which clears every page of the next block. That takes a
+    fifth of a GPT-2's iteration on a CPU. Other C libraries do not have this call, or do not need it.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version"):
@@ -209,7 +209,7 @@ def keep_freed_memory():
 
 def to_device(tokens, device):
     """`tokens`, uint16 on the host, as int64 on `device`."""
-    if device.startswith("cuda"):  # two bytes a token travel, from pinned memory, so that the host need not wait
+    if device.startswith("cuda"):  # copies two bytes per token, from pinned memory: the host does not wait
         return tokens.pin_memory().to(device, non_blocking=True).long()
     return tokens.long().to(device)
 
@@ -217,9 +217,8 @@ def to_device(tokens, device):
 class Clock:
     """Marks in the time of `device`, and the seconds between two of them.
 
-    CUDA and MPS compute later what they are given now. There a mark is an event in their queue: an iteration is
-    charged its own work only, and nothing waits until seconds() reads two marks. A mark may be `end` once: on MPS,
-    elapsed_time() waits for a signal of `end` that comes once. After a synchronize(), which takes it, it waits forever.
+    CUDA and MPS run their kernels later. There a mark is an event in the device's queue, and only seconds() waits. Use
+    a mark as `end` only once: on MPS a second wait for an event, or a synchronize() before elapsed_time(), waits forever.
     """
 
     def __init__(self, device):

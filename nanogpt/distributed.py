@@ -59,8 +59,8 @@ class Processes:
     def say(self, *lines):
         """Prints lines on rank 0 only, and at once, so that a log file shows where the run is; None is left out.
 
-        Where nobody can read them any more, as when `| tee` has died or a disk is full, the run is asked to stop: it
-        saves its state first. Before listen() there is nothing to save: OSError.
+        If stdout fails (`| tee` has died, a disk is full), the run is asked to stop, and saves its state first. Before
+        listen() there is nothing to save: OSError.
         """
         try:
             for line in lines if self.rank == 0 else ():
@@ -74,7 +74,7 @@ class Processes:
             self.exit_code = self.exit_code or 1
 
     def own_device(self, device):
-        """The device of this process: of several processes on CUDA each takes the one of its local rank."""
+        """The device of this process. With several processes on CUDA, local rank r takes cuda:r."""
         if self.several and device == "mps":
             raise UserError("several processes work on CUDA devices and CPUs, not on mps: add --device=cpu")
         if self.several and device.startswith("cuda"):
@@ -84,13 +84,13 @@ class Processes:
         return device
 
     def join(self, backend):
-        """Connects to the other processes. What hosts agree on travels by gloo, beside the gradients."""
+        """Connects to the other processes, in two groups: one for gradients, and one (gloo) for messages of hosts."""
         if self.several:
             store = self._store_of_this_start()
             place = {"store": store, "rank": self.rank, "world_size": self.world_size} if store else {}
             dist.init_process_group(backend, **place)
-            sys.excepthook = errors.report  # torch has put its own before it, which loses what a hook prints at exit
-            # a day: while rank 0 saves a large model, or one process evaluates longer, the others wait in this group
+            sys.excepthook = errors.report  # torch has put one in front of it that loses its output
+            # a timeout of one day: the other processes wait in this group while rank 0 saves a large model
             self.hosts = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
     def _store_of_this_start(self):
@@ -226,9 +226,9 @@ class Processes:
         return flag.item()
 
     def leave(self):
-        """Disconnects from the other processes, and exits with a code that tells where the run was asked to stop.
+        """Disconnects from the other processes. If the run was asked to stop, exits with 128 + the signal's number.
 
-        gloo aborts at exit where a DDP or FSDP model outlives the process group: drop every reference before."""
+        Drop every reference to a DDP or FSDP model before: otherwise gloo aborts at exit."""
         if self.several:
             self._exchanged()
             gc.collect()

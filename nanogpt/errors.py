@@ -1,4 +1,4 @@
-"""One line for each mistake of the user and each failure of the machine, and what every script needs to know of itself.
+"""Prints a mistake of the user and a failure of the machine as one line, without a traceback; and paths of the project.
 
 Importing this module sets the exception hook: a UserError prints `error: ...` and exits with code 2, a failure of the
 machine (disk full, out of memory, another process gone) prints the same and exits with code 1. Anything else is a bug
@@ -22,7 +22,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the projec
 
 memory_advice = "try a smaller --batch_size or --block_size, or a smaller model"
 
-# torch's errors about several processes have no class of their own everywhere: known by their words
+# not every version of torch has a class for the errors of several processes: their words tell them
 COLLECTIVES = r"gloo|nccl|\bmpi\b|connection (closed|reset)"
 PEER_IS_GONE = (
     r"connection (was )?(closed|reset|refused|aborted)|remote ?(process|error)|timed? ?out|broken pipe"

@@ -89,9 +89,9 @@ def peak_from_table(name, dtype, tf32=False):
 def measure_peak(device, dtype):
     """FLOPS of square matmuls at `dtype` on `device`: the best burst of several, found in about half a second.
 
-    A CPU with AMX reaches 1.5 TFLOPS at 1024 and 2.6 at 2048, so several sizes take turns; one that a slow device would
-    need too long for is left out. Where the two best bursts differ by over 5 %, other work has disturbed them: measure
-    for up to a second.
+    Several sizes take turns, because a CPU with AMX reaches 1.5 TFLOPS at 1024 and 2.6 at 2048. Sizes whose product
+    takes over 0.1 s are skipped. If the two best bursts differ by over 5 %, other work has disturbed them: the
+    measurement then takes up to a second.
     """
     kind = torch.device(device).type
     sizes, at_once = ((256, 1024, 2048), 1) if kind == "cpu" else ((4096,), 10)  # a GPU waits for the host in between
@@ -148,8 +148,9 @@ def auto_peak_flops(device):
 class RunningMFU:
     """The printed MFU: 0.9 * old + 0.1 * new over logged iterations, from the sixth iteration of the process on.
 
-    Rank 0 finds the device's peak, while the other processes wait. A measured peak that an iteration beats was measured
-    too low, as beside other work: it is raised, and the running mean with it. A given or a listed one stays.
+    Rank 0 finds the device's peak, while the other processes wait. If an iteration is faster than a measured peak,
+    other work has disturbed the measurement: the peak is raised, and the running mean is rescaled. A peak that was
+    given, or is in the table, stays.
     """
 
     def __init__(self, model, peak_flops, device, dtype, processes, first_iter):

@@ -58,7 +58,7 @@ class RunFolder:
     def load(self, device_type):
         """(checkpoint, the settings that a resume takes from it, remarks for the user).
 
-        dtype, compile and attention stay the run's on the same type of device, since the numbers hang on them.
+        On the same type of device a resume keeps dtype, compile and attention, because they change the numbers.
         """
         saved, self.loaded_path, remarks = checkpoint.load_run(self.out_dir)
         resumed = {name: value for name, value in saved["config"].items() if name not in NOT_RESUMED}
@@ -100,8 +100,8 @@ class RunFolder:
     def restore_point(self, saved, device, batches, seed):
         """Sets this process's random generators to where `saved` has them. Returns its resume point.
 
-        That is None where there is none: in a new run, in nanoGPT's checkpoints, and, after a line that says so, where
-        the number of processes has changed; then `seed` gives the generator of the `batches` a new start.
+        Returns None for a new run, for nanoGPT's checkpoints, and if the number of processes has changed. In the last
+        case it prints a line, and seeds the generator of the `batches` again, with `seed`.
         """
         points, now = saved.get("points"), self.processes.world_size
         if points is None:

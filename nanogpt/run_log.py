@@ -104,7 +104,7 @@ class RunLog:
     def __init__(self, out_dir, iter_num, evaluated):
         """Continues the log before iteration `iter_num`, or after its evaluation where that is `evaluated`.
 
-        Rows beyond that are removed: a stopped run wrote them after its checkpoint, and they will come again."""
+        Rows beyond that are removed: the resumed run writes them again."""
         self.out_dir, self.iter_num, self.path = out_dir, iter_num, os.path.join(out_dir, "log.csv")
         try:
             before = iter_num, evaluated  # an iteration's evaluation comes before its training
@@ -125,7 +125,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.board = SummaryWriter(os.path.join(self.out_dir, "tensorboard"), purge_step=self.iter_num)
-        for row in self.rows_here:  # purge_step removes them too, and they will not come again
+        for row in self.rows_here:  # purge_step removes them too, and the resumed run does not write them again
             self._to_board(int(row["iter"]), row["kind"], {k: float(row[k]) for k in self.columns[2:] if row[k]})
 
     def add_wandb(self, project, name, config, id):
