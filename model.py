@@ -144,7 +144,8 @@ class GPT(nn.Module):
         super().__init__()
         config.check()
         self.config = config
-        self.recompute = False  # activation checkpointing; no part of the config, since it changes no number
+        self.recompute = False  # activation checkpointing; not in the config, since it changes no number
+        self.loss_only = False  # with targets, return None for the logits: they need not all be in memory
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
@@ -166,12 +167,12 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight"):  # the residual stream adds 2 * n_layer of these outputs
                 nn.init.normal_(parameter, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
 
-    def forward(self, idx, targets=None, cache=None, loss_only=False):
+    def forward(self, idx, targets=None, cache=None):
         """(logits, loss) for token ids `idx` (B, T), T <= block_size.
 
         With `targets` (B, T): logits (B, T, V) and the mean cross-entropy in nats; positions whose target is -1 do not
-        count. With `loss_only`, and in training with a large vocabulary, the logits are None. A large vocabulary's are
-        then never all in memory.
+        count. With self.loss_only, and in training with a vocabulary of 8192 or more, the logits are None, and such a
+        vocabulary's are never all in memory.
         Without: logits (B, 1, V) of the last position only, and None for the loss. With a `cache` (KVCache), `idx`
         continues the cached tokens: many tokens into an empty cache, or one.
         """
@@ -193,8 +194,8 @@ class GPT(nn.Module):
             cache.length = stop
         if targets is None:
             return self.lm_head(x), None
-        logits, loss = logits_and_loss(x, self.lm_head, targets, keep_logits=not (loss_only or self.training))
-        return None if loss_only else logits, loss
+        logits, loss = logits_and_loss(x, self.lm_head, targets, keep_logits=not (self.loss_only or self.training))
+        return None if self.loss_only else logits, loss
 
     @classmethod
     def from_pretrained(cls, name_or_path, override_args=None):
@@ -282,7 +283,7 @@ class GPT(nn.Module):
         for _ in range(max_new_tokens):
             if cache.length + new.size(1) > size:  # the window moves: compute it again
                 cache.length, new = 0, idx[:, -max(1, size - window_step + 1) :]
-            new = new.clone(memory_format=torch.contiguous_format)  # torch.compile would compile again for other strides
+            new = new.clone(memory_format=torch.contiguous_format)  # torch.compile specialises on strides
             full = new.size(1) == size  # a cache of a full window has no room for another token: fill none
             logits = self(new, cache=None if full else cache)[0][:, -1].float()  # (B, V)
             if full:

@@ -218,7 +218,7 @@ class Clock:
     """Marks in the time of `device`, and the seconds between two of them.
 
     CUDA and MPS run their kernels later. There a mark is an event in the device's queue, and only seconds() waits. Use
-    a mark as `end` only once: on MPS a second wait for an event, or a synchronize() before elapsed_time(), waits forever.
+    a mark as `end` only once: on MPS a second wait for an event, or a synchronize() before elapsed_time(), never ends.
     """
 
     def __init__(self, device):

@@ -29,12 +29,12 @@ def device_memory():
 
 
 def graphs():
-    """How many graphs torch.compile has traced, and how often it had to break one."""
+    """How many graphs torch.compile has traced, how often it had to break one, and how many ran without CUDA graphs."""
     from torch._dynamo.utils import counters
 
     return lambda: {
         "graphs": counters["stats"]["unique_graphs"], "breaks": sum(counters["graph_break"].values()),
-        "device_mib": device_memory()()["device_mib"],
+        "cudagraph_skips": counters["inductor"]["cudagraph_skips"], "device_mib": device_memory()()["device_mib"],
     }  # fmt: skip
 
 

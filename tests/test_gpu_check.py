@@ -261,15 +261,16 @@ def test_one_gpu_skips_the_part_for_two(gpu, tmp_path):
 def test_skipped_cuda_graphs_and_broken_graphs_fail(gpu, tmp_path):
     good = "Recompiling function forward\n" + lines(dict.fromkeys(range(50), 2.0))
 
-    def rows(text, graphs=2, breaks=0):
+    def rows(text, graphs=2, breaks=0, skips=0):
         def answer(settings, hook):
-            seen = {"graphs": 2 if hook == "counted_graphs" else graphs, "breaks": breaks}
+            seen = {"graphs": 2 if hook == "counted_graphs" else graphs, "breaks": breaks, "cudagraph_skips": skips}
             return output(text + "seen: " + json.dumps(seen) + "\n")
 
         return {row.check: row.result for row in gpu_check.compiled(FakeLab(tmp_path, answer))}
 
     assert set(rows(good).values()) == {"pass", "figure"}
     assert rows(good + "skipping cudagraphs due to mutated inputs\n")["no CUDA graph is skipped"] == "fail"
+    assert rows(good, skips=1)["no CUDA graph is skipped"] == "fail"
     assert rows(good, graphs=3)["as many graphs as the counting compiler traces on a CPU"] == "fail"
     assert rows(good, breaks=1)["no graph is broken"] == "fail"
     skipped = list(gpu_check.compiled(FakeLab(tmp_path, lambda *_: output("no Triton is found, so the model runs without torch.compile\n"))))
