@@ -236,7 +236,7 @@ class NonFiniteGuard:
             return True
         model.eval()
         with torch.no_grad(), autocast:
-            loss = model(*point["batch"], loss_only=True)[1]
+            loss = model(*point["batch"])[1]
         model.train()
         return bool(torch.isfinite(loss))
 

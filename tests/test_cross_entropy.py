@@ -126,7 +126,8 @@ def test_the_loss_alone_is_the_loss_beside_the_logits(monkeypatch, vocab_size, d
     model, x, y = small_model(vocab_size)
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         logits, loss = model(x, y)
-        nothing, loss_alone = model(x, y, loss_only=True)
+        model.loss_only = True
+        nothing, loss_alone = model(x, y)
     assert logits.shape == (4, 16, vocab_size) and nothing is None
     if vocab_size < 8192:
         assert torch.equal(loss_alone, loss)
@@ -138,7 +139,8 @@ def test_the_loss_alone_has_a_gradient_where_one_is_asked_for():
     model(x, y)[1].backward()
     expected = model.lm_head.weight.grad.clone()
     model.zero_grad(set_to_none=True)
-    model(x, y, loss_only=True)[1].backward()
+    model.loss_only = True
+    model(x, y)[1].backward()
     torch.testing.assert_close(model.lm_head.weight.grad, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -152,6 +154,7 @@ def test_without_gradients_none_are_computed_in_training_mode(monkeypatch):
 
 def test_what_a_save_looks_at_never_holds_all_logits():
     model, x, y = small_model(50304, block_size=640)  # 4 x 640 rows are more than LOSS_ROWS
+    model.loss_only = True  # as train.py sets it
     guard = NonFiniteGuard("cpu", True, torch.amp.GradScaler("cpu", enabled=False), 10)
     with Largest() as largest:
         assert guard.allows_save(model, {"evaluated": False, "batch": (x, y)}, torch.autocast("cpu", enabled=False))
