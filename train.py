@@ -132,7 +132,6 @@ elif init_from == "scratch":
         say("no meta.pkl beside the data: vocab_size = 50304, GPT-2's 50257 rounded up for speed")
     vocab_size = meta["vocab_size"] if meta else 50304
     model = GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias))
-<<<<<<< ours
 elif has_run(init_from):
     start, path, remarks = load_model_file(init_from)
     say(f"Initializing from the model in {path}", *remarks, check_tokens(start, path, dataset, meta))
@@ -142,16 +141,9 @@ else:
     model = GPT.from_pretrained(init_from, {"dropout": dropout})
     say(vocabulary_remark(init_from, model.config.vocab_size, dataset, meta))
 model.crop_block_size(block_size)
-model.recompute = recompute
+model.recompute, model.loss_only = recompute, True
 adopt_model_sizes(globals(), given, model.config, init_from)  # n_layer, n_head, n_embd and bias are now the model's
 config = {name: globals()[name] for name in settings}  # for checkpoints and W&B
-=======
-if block_size != model.config.block_size:
-    model.crop_block_size(block_size)
-model.recompute, model.loss_only = recompute, True
-adopt_model_sizes(globals(), given, model.config, init_from)
-config = {name: globals()[name] for name in settings}
->>>>>>> theirs
 say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
 
 # the state of the loop, which a resume restores
