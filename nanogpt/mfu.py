@@ -19,7 +19,7 @@ from nanogpt.device import pick_dtype
 # A laptop's GPU has no row: its clock depends on the power limit that the laptop's maker chose, so it is measured.
 PEAK_TFLOPS = {
     "b200": (2250, 1125, 75),  # NVIDIA HGX B200: 36 PFLOPS with sparsity in 8 GPUs
-    "gb200": (2500, 1250, 80),  # NVIDIA GB200 NVL72: 360 PFLOPS with sparsity in 72 GPUs
+    "gb200": (2500, 1250, 75),  # NVIDIA GB200 NVL72: 360 PFLOPS with sparsity in 72 GPUs
     "b300": (2250, 1125, 75),  # NVIDIA HGX B300: 36 PFLOPS with sparsity in 8 GPUs
     "gb300": (2500, 1250, 80),  # NVIDIA GB300 NVL72: 360 PFLOPS with sparsity in 72 GPUs
     "h100": (989.4, 494.7, 67),  # 132 x 1.830 x 4096
