@@ -117,10 +117,10 @@ class KVCache:
     On a CPU the cache is float32: there scaled_dot_product_attention is nine times slower with one bfloat16 query.
     """
 
-    def __init__(self, config, batch, device, dtype):
+    def __init__(self, config, batch, device, dtype=torch.float32):
         self.length = 0  # tokens so far
         size = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        dtype = torch.float32 if device.type == "cpu" else dtype
+        dtype = torch.float32 if torch.device(device).type == "cpu" else dtype
         self.layers = [[torch.empty(size, dtype=dtype, device=device) for _ in range(2)] for _ in range(config.n_layer)]
 
     def append(self, layer, k, v):

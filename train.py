@@ -107,7 +107,6 @@ micro_steps = share_evenly(gradient_accumulation_steps, world_size)
 dtype = devices.pick_dtype(dtype, device)
 compile, compile_remark = devices.pick_compile(compile, device)
 say(compile_remark, devices.emulation_remark(dtype, device))
-say(not eval_only and schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr))
 devices.pick_attention(attention, device, dtype)
 devices.set_deterministic(deterministic)
 processes.check_sharding(sharding, optimizer, dtype)
@@ -183,6 +182,7 @@ if saved:
     restore_optimizer(optim, scaler, saved, folder.loaded_path)
 running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
+say(not eval_only and schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
 # model: the plain weights; eval_model: compiled, where that is on; train_model: that in DDP, where there are several

@@ -139,11 +139,11 @@ def test_off_the_cpu_a_cache_has_the_models_own_dtype(no_autocast):
     with torch.device("meta"):
         model = GPT(config).eval().bfloat16()
         x = torch.randint(61, (3, 5))
-    cache = KVCache(config, 3, "meta")
+    cache = KVCache(config, 3, "meta", torch.bfloat16)
     assert model(x, cache=cache)[0].shape == (3, 1, 61)
     assert model(x[:, :1], cache=cache)[0].shape == (3, 1, 61) and cache.length == 6
-    assert {kept.dtype for pair in cache.kept.values() for kept in pair} == {torch.bfloat16}
-    assert cache.kept.keys() == {block.attn for block in model.transformer.h}
+    assert {kept.dtype for pair in cache.layers for kept in pair} == {torch.bfloat16}
+    assert len(cache.layers) == len(model.transformer.h)
 
 
 class FusedAdamW:
@@ -161,7 +161,7 @@ class FusedAdamW:
 def test_an_unlogged_step_with_fused_adamw_reads_nothing_on_the_host():
     """Reading a meta tensor raises, so a read would end this."""
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    guard, optimizer = NonFiniteGuard("meta", True, scaler, 10), FusedAdamW()
+    guard, optimizer = NonFiniteGuard("meta", "adamw", "ddp", scaler, 10), FusedAdamW()
     for iteration in range(1, 4):
         guard.step(optimizer, torch.empty((), device="meta"))
         guard.report(iteration, False, pytest.fail, "out")
@@ -171,6 +171,6 @@ def test_an_unlogged_step_with_fused_adamw_reads_nothing_on_the_host():
 
 
 def test_muon_reads_the_flag_first():
-    guard = NonFiniteGuard("meta", False, torch.amp.GradScaler("cpu", enabled=False), 10)
+    guard = NonFiniteGuard("meta", "muon", "ddp", torch.amp.GradScaler("cpu", enabled=False), 10)
     with pytest.raises((RuntimeError, NotImplementedError)):
         guard.step(FusedAdamW(), torch.empty((), device="meta"))

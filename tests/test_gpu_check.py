@@ -373,7 +373,7 @@ def test_a_changed_weight_is_seen(monkeypatch):
         weight = torch.nn.Parameter(torch.ones(3, 2))
         optimizer = optim.AdamW([weight], lr=0.1, fused=True)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        guard = optim.NonFiniteGuard("cpu", True, scaler, 10)
+        guard = optim.NonFiniteGuard("cpu", "adamw", "ddp", scaler, 10)
         for _ in range(7):
             weight.grad = torch.ones(3, 2)
             guard.step(optimizer, optim.clip_gradients([weight], 1.0))

@@ -97,7 +97,7 @@ def test_the_top_level_holds_the_files_of_the_layout_and_nothing_else():
         pytest.skip("no git, or no git checkout")
     found = {line.partition("/")[0] for line in done.stdout.splitlines()}
     files = "train.py model.py sample.py configurator.py README.md CONTRIBUTING.md LICENSE pyproject.toml"
-    files += " requirements.txt requirements-dev.txt .gitignore"
+    files += " requirements.txt requirements-dev.txt constraints.txt .gitignore"
     folders = "config data docs nanogpt tests tools .ci .github"
     assert found <= set(f"{files} {folders}".split())
 

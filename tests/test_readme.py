@@ -83,6 +83,7 @@ NOT_RUN = [
     (r"python data/openwebtext/prepare\.py.*", "fetches 53 GB", settings_parse),
     (r"(\w+=\S+ )*torchrun .*--nnodes=.*", "needs several machines", settings_parse),
     (r"python tests/bench\.py.*", "takes minutes to hours, and its timings want a quiet machine", is_a_program),
+    (r"python tests/gpu_check\.py.*", "needs a GPU", is_a_program),
     (r"python -m pytest .*|ruff check \.|\.ci/run", "these tests are a part of it", None),
 ]
 

@@ -215,7 +215,7 @@ def test_its_loss_is_the_one_that_the_other_run_had(run, trained, tmp_path):
     ours = run("train.py", *flags(TINY, out_dir=tmp_path / "new", init_from=trained, eval_only=True, eval_iters=200))
     assert float(ours.losses[0][3]) == pytest.approx(float(theirs.losses[0][3]), abs=0.1)
     untrained = run("train.py", *flags(TINY, out_dir=tmp_path / "x", eval_only=True, eval_iters=200))
-    assert float(untrained.losses[0][3]) > float(ours.losses[0][3]) + 0.2
+    assert float(untrained.losses[0][3]) > float(ours.losses[0][3]) + 0.05
 
 
 def test_last_pt_serves_where_there_is_no_ckpt_pt_and_a_damaged_one_is_said(run, trained, tmp_path):

@@ -124,6 +124,7 @@ def test_every_printed_line_has_its_form_and_place(run, tmp_path):
         r"Initializing a new model from scratch",
         r"number of parameters: 0\.00M",
         start_up,
+        r"the learning rate is min_lr = 0\.001 from iteration 8 on, .*--lr_decay_iters=9",
         *[STEP, progress, *[ITER] * 4],
         *[STEP, saving, progress, *[ITER] * 4],
         *[STEP, saving, progress, *[ITER] * 2],
