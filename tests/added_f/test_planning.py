@@ -1,0 +1,210 @@
+"""tools/plan.py: its figures beside torch's own counters, the tensors that autograd keeps, and published numbers."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, error_line
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import GPT, GPTConfig
+from nanogpt import device as devices
+from nanogpt import gpt2, mfu, planning
+from nanogpt.errors import UserError
+
+
+def model_of(config):
+    with torch.device("meta"), gpt2.WithoutInit():
+        return GPT(config)
+
+
+# ----------------------------------------------------------------------------------------------
+# parameters and FLOPs
+
+
+@pytest.mark.parametrize("arguments, parameters", [
+    (["--vocab_size=50257", "--bias=False"], "124,337,664"), ([], "124,373,760"), (["--init_from=gpt2-xl"], "1,557,611,200"),
+])  # fmt: skip
+def test_parameters_are_the_published_ones(run, arguments, parameters):
+    result = run("tools/plan.py", "config/train_gpt2.py", "--gpu=A100", "--count=8", *arguments)
+    assert f"parameters: {parameters}" in result.lines
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_kinds_of_parameters_add_up(bias):
+    config = GPTConfig(16, 61, 2, 2, 16, 0.0, bias)
+    kinds = planning.parameters_by_kind(model_of(config))
+    assert sum(kinds.values()) == sum(p.numel() for p in GPT(config).parameters())
+    assert kinds["attention"] == 2 * 4 * 16 * 16 and kinds["MLP"] == 2 * 8 * 16 * 16
+    assert kinds.get("biases", 0) == (2 * 9 * 16 if bias else 0)
+
+
+@pytest.mark.parametrize("recompute, dropout", [(False, 0.0), (True, 0.0), (True, 0.1)])
+@pytest.mark.parametrize("vocab_size", [61, 9000])
+def test_products_are_exactly_torchs_count(recompute, dropout, vocab_size, monkeypatch):
+    import model as model_module
+
+    def attention(q, k, v, dropout_p=0.0):  # without this project's kernel, and in full
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    monkeypatch.setattr(model_module, "attention", attention)
+    config = GPTConfig(16, vocab_size, 2, 2, 32, dropout, True)
+    model = GPT(config)
+    model.recompute = recompute
+    ids = torch.randint(vocab_size, (3, 16))
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        model(ids, ids)[1].backward()
+    flops = planning.flops_by_kind(model)
+    expected = flops["products"] + (planning.recompute_flops(config, dropout) if recompute else 0)
+    assert counter.get_total_flops() == expected * 3 * 16
+    assert flops["6N"] + flops["attention"] == model.flops_per_token()
+
+
+# ----------------------------------------------------------------------------------------------
+# memory
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_activations_are_the_tensors_that_autograd_keeps(dtype, dropout):
+    sizes = {}
+    for n_layer in (1, 2):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(256, 61, n_layer, 4, 64, dropout, False))
+        own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+        def keep(tensor, own=own, kept=kept):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes(), tensor
+            return tensor
+
+        ids = torch.randint(61, (3, 256))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with devices.autocast("cpu", dtype, cache=False):
+                model(ids, ids)
+        sizes[n_layer] = sum(size for size, _ in kept.values())
+    setup = planning.Setup(3, dtype=dtype, dropout=dropout)
+    casts = 2 * 12 * 64**2 if dtype == "bfloat16" else 0
+    assert sum(planning.block_activations(model.config, setup).values()) + casts == sizes[2] - sizes[1]
+
+
+# MiB that train.py's process held at its peak, less what it held before the model was made (Linux, torch 2.13, two cores)
+HELD = [
+    ((65, 256, 6, 6, 384, 0.2), 64, "bfloat16", False, 2708), ((65, 256, 6, 6, 384, 0.2), 64, "bfloat16", True, 1338),
+    ((65, 256, 6, 6, 384, 0.2), 64, "float32", False, 4333),
+    ((50304, 1024, 12, 12, 768, 0.0), 2, "bfloat16", False, 3250), ((50304, 1024, 12, 12, 768, 0.0), 2, "bfloat16", True, 2501),
+    ((50304, 1024, 12, 12, 768, 0.0), 2, "float32", False, 3517), ((50304, 1024, 12, 12, 768, 0.0), 2, "float32", True, 2693),
+    ((65, 64, 4, 4, 128, 0.0), 12, "bfloat16", False, 73.5), ((65, 64, 4, 4, 128, 0.0), 12, "bfloat16", True, 136),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model, batch_size, dtype, recompute, held", HELD)
+def test_memory_is_within_a_tenth_of_what_was_measured(model, batch_size, dtype, recompute, held):
+    vocab_size, block_size, n_layer, n_head, n_embd, dropout = model
+    config = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, False)
+    parameters = sum(p.numel() for p in model_of(config).parameters())
+    setup = planning.Setup(batch_size, recompute=recompute, dtype=dtype, dropout=dropout)
+    found = sum(planning.memory(config, parameters, setup).values()) / 2**20
+    assert found == pytest.approx(held, rel=0.1)
+
+
+def test_fsdp_shares_weights_and_optimizer_and_keeps_gradients_whole_between_micro_steps():
+    config = GPTConfig(1024, 50304, 12, 12, 768, 0.0, False)
+    alone = planning.memory(config, 124_373_760, planning.Setup(12, 5, device_type="cuda"))
+    shared = planning.memory(config, 124_373_760, planning.Setup(12, 5, 8, "fsdp", device_type="cuda"))
+    for kind in ("weights", "optimizer"):
+        assert shared[kind] == alone[kind] // 8
+    assert shared["gradients"] == alone["gradients"]
+    once = planning.memory(config, 124_373_760, planning.Setup(12, 1, 8, "fsdp", device_type="cuda"))
+    assert once.get("gradients", 0) <= alone["gradients"] // 8 + 4 * 50304 * 768
+    assert alone["weights"] + alone["gradients"] + alone["optimizer"] == 16 * 124_373_760  # ZeRO, arXiv:1910.02054
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_largest_batch_fits_and_the_next_does_not(recompute):
+    config = GPTConfig(1024, 50304, 12, 12, 768, 0.0, False)
+    setup = planning.Setup(1, recompute=recompute, device_type="cuda")
+    for gib in (8, 24, 80):
+        n = planning.largest_batch_size(config, 124_373_760, setup, gib << 30)
+        sizes = [sum(planning.memory(config, 124_373_760, planning.Setup(b, recompute=recompute, device_type="cuda")).values())
+                 for b in (n, n + 1)]  # fmt: skip
+        assert sizes[0] <= gib << 30 < sizes[1]
+    assert planning.largest_batch_size(config, 124_373_760, setup, 1 << 30) == 0
+
+
+# ----------------------------------------------------------------------------------------------
+# time, loss, devices
+
+
+def test_gpt2_on_eight_a100s_takes_the_days_that_nanogpt_publishes(run):
+    result = run("tools/plan.py", "config/train_gpt2.py", "--gpu=A100", "--count=8", "--dollars_per_hour=10")
+    line = next(line for line in result.lines if line.startswith("the run: "))
+    hours = float(line.split()[2].replace(",", ""))
+    assert hours == pytest.approx(4 * 24, rel=0.15)  # "about 4 days"
+    assert line.endswith(f"; {hours * 10:,.2f} dollars") or abs(hours * 10 - float(line.split()[-2].replace(",", ""))) < 0.1
+
+
+def test_the_expected_loss_is_chinchillas():
+    assert planning.expected_loss(70e9, 1.4e12) == pytest.approx(1.936, abs=1e-3)
+
+
+def test_every_device_of_the_table_has_its_memory():
+    assert planning.MEMORY_GIB.keys() == mfu.PEAK_TFLOPS.keys()
+    for name in mfu.PEAK_TFLOPS:
+        assert planning.find_gpu(name.upper())[2] == planning.MEMORY_GIB[name] << 30
+    assert planning.find_gpu("A100 80GB")[1:] == ("bfloat16", 80 << 30)
+    assert planning.find_gpu("T4")[1] == "float16"
+
+
+@pytest.mark.parametrize("name, near", [("V100", "v100 sxm2"), ("A1000", "a100"), ("RTX 4091", "rtx 4090"), ("nonsense", "h100")])
+def test_an_unknown_gpu_names_the_nearest(name, near):
+    with pytest.raises(UserError, match=f"--gpu={name}: not in the table; .*{near}"):
+        planning.find_gpu(name)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--gpu=A1000"], "nearest names there: a100"), (["--count=0"], "--count=0: must be at least 1"),
+    (["--count=7"], "cannot be shared by 7"), (["--gpu=H100", "--measure=True"], "measures this machine"),
+    (["--bacth_size=2"], "did you mean batch_size?"), (["--n_head=5"], "n_embd must be divisible by n_head"),
+    (["--mfu=-0.1"], "--mfu=-0.1"), (["--gpu=A100", "--to={}/x.nonsense"], "nonsense"),
+])  # fmt: skip
+def test_a_mistake_is_one_line(run, tmp_path, arguments, said):
+    result = run("tools/plan.py", *(a.format(tmp_path) for a in arguments), expect=2)
+    assert said in error_line(result)
+
+
+def test_it_draws_the_frontier_and_takes_any_setting_of_train(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "plan.png"
+    result = run("tools/plan.py", "--gpu=H100", f"--to={picture}", "--n_layer=3", "--recompute=True", "--dataset=synthetic",
+                 "--gradient_accumulation_steps=4", "--count=4", "--max_iters=9")  # fmt: skip
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"{491520 / 20000:,.2f} passes over the data" in result.stdout
+
+
+def test_a_measured_iteration_is_train_pys(run, project):
+    tiny = "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=4 --gradient_accumulation_steps=1".split()
+    result = run("tools/plan.py", "--dataset=synthetic", "--device=cpu", "--measure=True", "--peak_flops=1e9", *tiny)
+    [line] = [line for line in result.lines if line.startswith("an iteration: ")]
+    assert 0 < float(line.split()[2].replace(",", "")) < 1000 and "measured here" in line and "GiB on the host" in line
+
+
+@pytest.mark.slow
+def test_it_starts_within_half_a_second_of_torch():
+    def median(command):
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *command], check=True, capture_output=True)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    plan = median([str(ROOT / "tools" / "plan.py"), str(ROOT / "config" / "train_gpt2.py"), "--gpu=A100", "--count=8"])
+    assert plan - median(["-c", "import torch"]) < 0.5

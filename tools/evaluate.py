@@ -1,0 +1,161 @@
+"""The exact loss of a trained model on a whole text: every token is predicted once, none is drawn at random.
+
+    python tools/evaluate.py --out_dir=out-shakespeare-char
+    python tools/evaluate.py --init_from=gpt2 --file=book.txt --stride=512
+    torchrun --standalone --nproc_per_node=8 tools/evaluate.py --init_from=gpt2 --dataset=openwebtext
+
+It prints nats a token, perplexity, bits per byte where the bytes are known, the number of predicted tokens, and the
+standard error over windows of block_size tokens.
+"""
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+import numpy as np
+import torch
+
+from configurator import at_least, configure, one_of
+from data.bins import check_ids, check_size, open_bin
+from data.text import text_chunks
+from data.tokens import BPECodec, bpe_pieces, codec_for, codec_of_folder, codec_of_run, find_meta
+from model import GPT
+from nanogpt import checkpoint as ckpt
+from nanogpt import device as devices
+from nanogpt.distributed import Processes, pick_backend
+from nanogpt.errors import ROOT, UserError
+from nanogpt.evaluation import chunks_of, evaluate, pick_batch_size
+
+# ---- settings ----------------------------------------------------------------------------------------------------
+
+out_dir = "out"  # where train.py put its checkpoints
+init_from = "resume"  # resume (a model from out_dir), a gpt2 name, or a GPT-2 folder
+split = "val"  # val or train, of the dataset
+dataset = ""  # the folder under data/; empty: the run's own, and openwebtext for a GPT-2
+file = ""  # a UTF-8 text to evaluate on in place of a split, in the run's tokens
+stride = 0  # tokens that each window after the first predicts: fewer give each more context; 0: block_size
+batch_size = 0  # windows computed at once; 0: as many as keep the device busy
+device = "auto"  # cuda, cuda:N, mps or cpu
+dtype = "float32"  # float32 for exact figures; bfloat16 and float16 are faster, and off in the third or fourth digit
+
+configure(globals())
+at_least(0, globals(), "stride batch_size")
+one_of(globals(), split=("val", "train"))
+processes = Processes()
+device = processes.own_device(devices.pick_device(device))
+device_type = devices.set_up(device, processes.local_world_size)
+torch.set_float32_matmul_precision("highest")  # no TF32: float32 here is for exact figures
+dtype = devices.pick_dtype(dtype, device)
+
+# ---- the model, and what its tokens stand for --------------------------------------------------------------------
+
+
+def tokens_of_dataset(name):
+    """The codec of data/NAME, or None and why there is none: its tokens cannot be made into text."""
+    try:
+        return codec_for(find_meta(os.path.join(ROOT, "data", name))), None
+    except UserError as error:
+        return None, error
+
+
+def same_tokens(one, other):
+    """Whether two codecs have the same ids for the same bytes."""
+    return one.vocab_size == other.vocab_size and all(
+        one.known(i) == other.known(i) and (not one.known(i) or one.piece(i) == other.piece(i))
+        for i in range(one.vocab_size)
+    )
+
+
+why_unknown = codec = None
+if init_from == "resume":
+    checkpoint, path, remarks = ckpt.load_model_file(out_dir)
+    processes.say(*remarks)
+    model = GPT.from_checkpoint(checkpoint, path)
+    own_dataset = str(checkpoint["config"].get("dataset", ""))
+    try:
+        kept = codec_for(checkpoint["meta"], path) if "meta" in checkpoint else None
+        codec = kept or codec_of_run(checkpoint, path, model.config.vocab_size)
+    except UserError as error:
+        why_unknown = error
+elif init_from.startswith("gpt2") or os.path.isdir(init_from):
+    model = GPT.from_pretrained(init_from)
+    own_dataset, codec = "openwebtext", codec_of_folder(init_from, model.config.vocab_size)
+else:
+    raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a GPT-2 folder")
+block_size, vocab_size = model.config.block_size, model.config.vocab_size
+if stride > block_size:
+    raise UserError(f"--stride={stride}: must be at most the model's block_size, {block_size}")
+
+# ---- the text ----------------------------------------------------------------------------------------------------
+
+
+def ids_of_file(path):
+    """Yields the ids of the text in `path`, part by part."""
+    if isinstance(codec, BPECodec):
+        yield from map(codec.encode_ordinary, bpe_pieces(text_chunks([path])))
+    else:
+        for text in text_chunks([path]):
+            yield np.array(codec.encode(text), dtype=np.int64)
+
+
+def ids_of_split(path):
+    """Yields the ids of the bin at `path`, part by part, each checked."""
+    position = 0
+    for ids in chunks_of(lambda: open_bin(path), 1 << 20):
+        check_ids(ids, vocab_size, path, position)
+        position += len(ids)
+        yield ids
+
+
+if file:
+    if codec is None:
+        raise why_unknown
+    name, n_tokens, chunks = file, None, ids_of_file(file)
+else:
+    dataset = dataset or own_dataset
+    data_dir = os.path.join(ROOT, "data", dataset)
+    path = os.path.join(data_dir, f"{split}.bin")
+    check_size(path, 1, dataset)
+    theirs, remark = tokens_of_dataset(dataset)
+    if codec and theirs and not same_tokens(codec, theirs):
+        raise UserError(f"the tokens of {dataset} are not those of the model: they stand for other texts")
+    meta = find_meta(data_dir)
+    if meta and meta["vocab_size"] != vocab_size and not (codec and theirs):
+        raise UserError(f"{dataset} has {meta['vocab_size']} tokens and the model {vocab_size}: they differ")
+    codec, why_unknown = theirs and codec, why_unknown or remark
+    name, n_tokens, chunks = split, len(open_bin(path)), ids_of_split(path)
+if codec is None:
+    processes.say(f"no bits per byte: {why_unknown}")
+    bytes_of = None
+else:  # <|endoftext|> stands for no bytes
+    silent = {codec.eot} if isinstance(codec, BPECodec) else set()
+    pieces = (codec.piece(i) if codec.known(i) and i not in silent else b"" for i in range(vocab_size))
+    bytes_of = np.array([len(piece) for piece in pieces])
+
+# ---- the loss ----------------------------------------------------------------------------------------------------
+
+processes.join(pick_backend("auto", device))
+model.to(device).eval()
+shown_at = time.monotonic()
+
+
+def show(done):
+    """Shows on stderr, once a second, how many tokens have been predicted."""
+    global shown_at
+    if processes.rank == 0 and time.monotonic() - shown_at > 1:
+        shown_at = time.monotonic()
+        share = f" of {n_tokens - 1:,} ({done / (n_tokens - 1):.0%})" if n_tokens else ""
+        print(f"{done:,}{share} tokens".ljust(60), end="\r", file=sys.stderr, flush=True)
+
+
+with devices.autocast(device, dtype):
+    totals = evaluate(
+        model, chunks, block_size, stride or block_size, batch_size or pick_batch_size(block_size, vocab_size),
+        bytes_of, device, processes, show,
+    )  # fmt: skip
+if totals:
+    processes.say(totals.line(name))
+model = None
+processes.leave()
