@@ -84,6 +84,7 @@ NOT_RUN = [
     (r"(\w+=\S+ )*torchrun .*--nnodes=.*", "needs several machines", settings_parse),
     (r"python tests/bench\.py.*", "takes minutes to hours, and its timings want a quiet machine", is_a_program),
     (r"python tests/gpu_check\.py.*", "needs a GPU", is_a_program),
+    (r"lm_eval .*", "needs a library of 1.8 GB, and the network", None),
     (r"python -m pytest .*|ruff check \.|\.ci/run", "these tests are a part of it", None),
 ]
 
@@ -94,6 +95,9 @@ SIZES = f"{ONCE} --n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size
 FROM_GPT2 = "--init_from=tiny-gpt2 --device=cpu"
 # What is run: (the commands, what is added to them).
 RUN = [
+    (r"python tools/evaluate\.py .*--init_from=gpt2.*", "--init_from=tiny-gpt2 --device=cpu --stride=16"),
+    (r"python tools/evaluate\.py.*", "--device=cpu"),
+    (r"python tools/plan\.py.*", ""),
     (r"python train\.py .*(--init_from=gpt2|config/(finetune|eval)_).*",
      f"{ONCE} {FROM_GPT2} --block_size=16 --batch_size=2 --gradient_accumulation_steps=2"),
     (r"python sample\.py .*--init_from=gpt2.*", f"{FROM_GPT2} --max_new_tokens=20"),
@@ -143,7 +147,7 @@ def type_in(project, command):
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
     for word in shlex.split(command):
         if word.endswith(".txt") and "/" not in word:  # the user's own text, or prompt
-            (project / word.removeprefix("--start=FILE:")).write_text(TEXT, encoding="utf-8")
+            (project / re.sub("^--\\w+=(FILE:)?", "", word)).write_text(TEXT, encoding="utf-8")
     small = re.sub(r"--nproc_per_node=\d+", "--nproc_per_node=2", f"{command} {added}")
     shell = ["bash", "-c", small]
     done = subprocess.run(shell, cwd=project, env=environment, capture_output=True, text=True, timeout=300)

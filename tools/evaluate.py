@@ -31,7 +31,7 @@ from nanogpt.evaluation import chunks_of, evaluate, pick_batch_size
 # ---- settings ----------------------------------------------------------------------------------------------------
 
 out_dir = "out"  # where train.py put its checkpoints
-init_from = "resume"  # resume (a model from out_dir), a gpt2 name, or a GPT-2 folder
+init_from = "resume"  # resume (the model in out_dir), a gpt2 name, or the folder of a model
 split = "val"  # val or train, of the dataset
 dataset = ""  # the folder under data/; empty: the run's own, and openwebtext for a GPT-2
 file = ""  # a UTF-8 text to evaluate on in place of a split, in the run's tokens
@@ -69,21 +69,21 @@ def same_tokens(one, other):
 
 
 why_unknown = codec = None
-if init_from == "resume":
-    checkpoint, path, remarks = ckpt.load_model_file(out_dir)
+if init_from == "resume" or ckpt.has_run(init_from):
+    checkpoint, path, remarks = ckpt.load_model_file(out_dir if init_from == "resume" else init_from)
     processes.say(*remarks)
     model = GPT.from_checkpoint(checkpoint, path)
     own_dataset = str(checkpoint["config"].get("dataset", ""))
     try:
-        kept = codec_for(checkpoint["meta"], path) if "meta" in checkpoint else None
-        codec = kept or codec_of_run(checkpoint, path, model.config.vocab_size)
+        codec, remarks = codec_of_run(checkpoint, path, model.config.vocab_size)
+        processes.say(*remarks)
     except UserError as error:
         why_unknown = error
 elif init_from.startswith("gpt2") or os.path.isdir(init_from):
     model = GPT.from_pretrained(init_from)
     own_dataset, codec = "openwebtext", codec_of_folder(init_from, model.config.vocab_size)
 else:
-    raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a GPT-2 folder")
+    raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a model's folder")
 block_size, vocab_size = model.config.block_size, model.config.vocab_size
 if stride > block_size:
     raise UserError(f"--stride={stride}: must be at most the model's block_size, {block_size}")
