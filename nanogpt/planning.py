@@ -20,10 +20,14 @@ from nanogpt.mfu import PEAK_TFLOPS, peak_from_table
 
 # GiB of each device of mfu.PEAK_TFLOPS, from the same data sheets; where it is sold with two sizes, the smaller.
 MEMORY_GIB = {
-    "b200": 180, "gb200": 186, "h100": 80, "h200": 141, "gh200": 96, "h100 pcie": 80, "h100 nvl": 94, "a100": 40,
-    "a100 pcie": 40, "a800": 40, "a800 pcie": 40, "a30": 24, "a40": 48, "a10": 24, "l40s": 48, "l4": 24,
-    "rtx a6000": 48, "rtx 6000 ada": 48, "rtx 5090": 32, "rtx 4090": 24, "rtx 3090": 24, "rtx 3060": 12,
-    "v100 sxm2": 16, "v100 sxm3": 32, "t4": 16, "mi300x": 192, "mi250x": 64,
+    "b200": 180, "gb200": 186, "b300": 288, "gb300": 288, "h100": 80, "h200": 141, "gh200": 96, "h800": 80,
+    "h100 pcie": 80, "h800 pcie": 80, "h100 nvl": 94, "h200 nvl": 141, "h20": 96, "a100": 40, "a100 pcie": 40,
+    "a800": 40, "a800 pcie": 40, "a30": 24, "a40": 48, "a10": 24, "a10g": 24, "l40s": 48, "l40": 48, "l4": 24,
+    "rtx a6000": 48, "rtx 6000 ada": 48, "rtx pro 6000 blackwell workstation": 96, "rtx 5090": 32, "rtx 5080": 16,
+    "rtx 5070 ti": 16, "rtx 5070": 12, "rtx 5060 ti": 8, "rtx 5060": 8, "rtx 4090": 24, "rtx 4090 d": 24,
+    "rtx 4080 super": 16, "rtx 4080": 16, "rtx 4070 ti super": 16, "rtx 4070 ti": 12, "rtx 4070 super": 12,
+    "rtx 4070": 12, "rtx 4060 ti": 8, "rtx 4060": 8, "rtx 3090": 24, "rtx 3060": 12, "v100 sxm2": 16,
+    "v100 sxm3": 32, "v100 pcie": 16, "t4": 16, "mi300x": 192, "mi250x": 64,
 }  # fmt: skip
 
 

@@ -276,7 +276,7 @@ def test_a_bin_of_a_billion_tokens_starts_at_once_and_holds_little(own_project, 
     (["--dataset=absent"], "absent"), (["--file=absent.txt"], "there is no such file"),
     (["--file={one}"], "a text of 1 tokens"), (["--file={other}"], "the vocabulary has no character 'é'"),
     (["--dataset=letters"], "the tokens of letters are not those of the model"),
-    (["--init_from=nonsense"], "takes resume, a gpt2 name or a GPT-2 folder"),
+    (["--init_from=nonsense"], "takes resume, a gpt2 name or a model's folder"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(run, project, trained, tmp_path, arguments, said):
     (tmp_path / "one").write_text("a")
