@@ -34,10 +34,10 @@ def coerce(name, value, default, where):
         value = int(value)  # max_iters = 1e4
     if type(value) is int and wanted in (int, float) and abs(value) >= 1 << 62:
         raise UserError(f"{where[:80]}: {name} takes {_article(wanted)} of fewer digits")
-    if wanted is float and type(value) is int:
-        value = float(value)
+    value = float(value) if wanted is float and type(value) is int else value
     if type(value) is not wanted:
-        raise UserError(f"{where}: {name} takes {_article(wanted)}, such as {default!r}, not {value!r}")
+        not_this = config_file.shown(value)
+        raise UserError(f"{where}: {name} takes {_article(wanted)}, such as {default!r}, not {not_this}")
     if wanted is float and not math.isfinite(value):
         raise UserError(f"{where}: {name} takes a finite number, not {value!r}")
     return value

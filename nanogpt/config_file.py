@@ -42,6 +42,14 @@ def run(source, path, name, settings):
     return {k: v for k, v in scope.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}
 
 
+def shown(value):
+    """repr(value), or words in its place where it has more digits than Python converts."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of so many digits"
+
+
 def nearest(name, names, ratio=0.6):
     """The one of `names` that is most like `name`, by difflib's ratio; None where that is lower for all."""
     return next(iter(difflib.get_close_matches(name, names, 1, ratio)), None)

@@ -594,3 +594,12 @@ def test_a_script_shows_it_in_one_line(run, tmp_path):
     assert line == "max_iters=5: give a setting as --key=value: --max_iters=5"
     line = error_line(run("data/text_char/prepare.py", "name=mine", cwd=tmp_path, expect=2))
     assert line == "name=mine: give a setting as --key=value: --name=mine"
+
+
+@pytest.mark.parametrize("argument", ["--decay_lr=0x" + "f" * 5000, "--batch_size=[0x" + "f" * 5000 + "]", "--decay_lr=" + "9" * 4000])
+def test_a_number_of_more_digits_than_python_prints_is_one_line(script, argument):
+    assert mistake(script, argument).count(argument.partition("=")[0]) >= 1
+
+
+def test_such_a_number_in_a_config_file_is_one_line_too(script, tmp_path):
+    assert "decay_lr takes True or False" in mistake(script, config(tmp_path, "decay_lr = 1 << 100000\n"))
