@@ -14,6 +14,11 @@ LONG = TINY | dict(max_iters=10**6, lr_decay_iters=10**6, eval_interval=10**6, s
 GONE = "error: standard output cannot be written any more"
 
 
+def hangups_end_it():
+    """In the new process: whoever runs these tests may have switched SIGHUP off, as nohup does."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def train(project, tmp_path):
     """train(**Popen's options) -> the process of a long run into tmp_path/out, a new interpreter."""
@@ -23,6 +28,7 @@ def train(project, tmp_path):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         if shell:
             command = ["bash", "-c", f'"$@" {shell}', "bash", *command]
+        options.setdefault("preexec_fn", hangups_end_it)
         started.append(subprocess.Popen(command, cwd=project, env=environment, **options))
         return started[-1]
 
@@ -58,7 +64,9 @@ def test_a_reader_that_goes_away_costs_no_iteration(train, tmp_path):
     assert saved_iteration(tmp_path / "out") == logged_iterations(tmp_path / "out")[-1] + 1 >= 6
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("number, code", [
+    (signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGHUP, 129),
+])  # fmt: skip
 def test_a_stop_that_was_asked_for_saves_and_has_its_code_whether_or_not_anyone_reads(train, tmp_path, number, code):
     """Ctrl-C ends `2>&1 | tee log` with the run: reader and signal go together."""
     process = train(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -90,7 +98,13 @@ def test_a_run_that_can_print_nothing_from_the_start_trains_nothing(train, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+SLOW = pytest.mark.slow  # a new interpreter each
+
+
+@pytest.mark.parametrize("closed", [
+    pytest.param(">&-", marks=SLOW), pytest.param("2>&-", marks=SLOW), pytest.param(">&- 2>&-", marks=SLOW),
+    "<&- >&- 2>&-",
+])  # fmt: skip
 def test_streams_closed_at_the_start_do_not_matter(train, tmp_path, closed):
     """Nor does a file of the run take their number, and get what a library prints."""
     process = train(TINY, shell=closed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -101,6 +115,7 @@ def test_streams_closed_at_the_start_do_not_matter(train, tmp_path, closed):
     assert logged_iterations(tmp_path / "out") == list(range(9))
 
 
+@pytest.mark.slow
 def test_a_hangup_that_nohup_has_switched_off_stays_off(train, tmp_path):
     ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
     process = train(stdout=subprocess.PIPE, text=True, preexec_fn=ignore)
@@ -112,6 +127,7 @@ def test_a_hangup_that_nohup_has_switched_off_stays_off(train, tmp_path):
     assert process.wait(60) == 143
 
 
+@pytest.mark.slow
 def test_where_stderr_is_gone_too_the_state_is_saved_all_the_same(train, tmp_path):
     process = train(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     read_until(process.stdout, "iter 5:")
@@ -120,6 +136,7 @@ def test_where_stderr_is_gone_too_the_state_is_saved_all_the_same(train, tmp_pat
     assert saved_iteration(tmp_path / "out") == logged_iterations(tmp_path / "out")[-1] + 1
 
 
+@pytest.mark.slow
 def test_of_two_processes_both_stop_where_the_output_is_gone(project, tmp_path):
     settings = flags(LONG | dict(gradient_accumulation_steps=2), out_dir=tmp_path / "out")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
