@@ -251,6 +251,7 @@ def test_only_rank_0_prints_and_writes(whole, sharding):
     assert "2 x cpu, " in results[0].stdout
 
 
+@pytest.mark.slow
 def test_four_processes_under_torchrun_print_the_losses_of_one_that_sees_all_their_batches(torchrun, tmp_path):
     settings = RUN | dict(max_iters=12, eval_interval=6)
     result = torchrun(*flags(settings, out_dir=tmp_path / "out"), n=4).end()
@@ -527,6 +528,7 @@ def test_slow_saves_and_evaluations_do_not_trip_the_time_out_of_collectives(run_
     assert result.losses == [line for line in whole("ddp")[1][0].losses if line[1] <= 21]
 
 
+@pytest.mark.slow
 def test_two_nodes_print_the_losses_of_two_processes(torchrun, whole, tmp_path):
     port = free_port()
     both = [
@@ -539,6 +541,7 @@ def test_two_nodes_print_the_losses_of_two_processes(torchrun, whole, tmp_path):
     assert first.losses == whole("ddp")[1][0].losses and second.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_killed_worker_on_either_of_two_nodes_leads_to_a_restart_that_goes_on_exactly(torchrun, whole, tmp_path):
     """torchrun's restart count is each node's own: the node whose worker was not killed must resume as well."""
     options = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=a-job",
