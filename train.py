@@ -262,7 +262,7 @@ clock = devices.Clock(device)
 saved_at, last_mark = iter_num, clock.mark()
 
 if eval_only and (losses := estimate_loss()):
-    say(f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}")
+    say(run_log.step_line(iter_num, losses))
 
 while iter_num <= max_iters and not eval_only:
     lr = get_lr(iter_num)
@@ -275,7 +275,7 @@ while iter_num <= max_iters and not eval_only:
         losses = estimate_loss()
         if losses is None:
             break
-        say(f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}")
+        say(run_log.step_line(iter_num, losses))
         point = resume_point(evaluated=True)
         finite = guard.note_evaluation(losses)
         better = losses["val"] < best_val_loss

@@ -27,6 +27,11 @@ def start_line(processes, device, dtype, compile, optimizer, sharding, mfu):
     )
 
 
+def step_line(iter_num, losses):
+    """The line of an evaluation, whose `losses` are {split: nats per token}."""
+    return f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
+
+
 def stopped_lines(out_dir, iter_num):
     """The last lines of a run that was asked to stop, with the command that resumes it."""
     resume = command("train.py", "--init_from=resume", f"--out_dir={out_dir}")
