@@ -12,13 +12,13 @@ import math
 
 import torch
 import torch.nn as nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from nanogpt import gpt2, mfu, optim
 from nanogpt.cpu_kernels import Dropout, attention
 from nanogpt.cross_entropy import logits_and_loss, product_dtype
 from nanogpt.errors import UserError
+from nanogpt.sampling import sample_token
 
 
 @dataclasses.dataclass
@@ -265,12 +265,13 @@ class GPT(nn.Module):
         return torch.cat([idx, *self.stream(idx, max_new_tokens, temperature, top_k, **options)], dim=1)
 
     @torch.no_grad()
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, window_step=1, generators=None, allowed=None):
+    def stream(
+        self, idx, max_new_tokens, temperature=1.0, top_k=None, window_step=1, generators=None, allowed=None, top_p=None
+    ):  # fmt: skip
         """Yields `max_new_tokens` times the next token (B, 1) of each row of `idx` (B, T).
 
-        temperature: divides the logits; 0 takes the most likely token. top_k: draw from the k most likely tokens only.
-        generators: one for each row, so that its text does not depend on the other rows; None: the global generator.
-        allowed (V,) bool: tokens that may be drawn.
+        temperature, top_k, top_p, and generators, one for each row or None: see nanogpt/sampling.py. allowed (V,) bool:
+        tokens that may be drawn.
 
         While the text fits in block_size, a cache holds the keys and values of all tokens but the last. After that the
         window moves, and with it the position of every token, so exact text (window_step 1) computes the whole window
@@ -290,21 +291,6 @@ class GPT(nn.Module):
                 cache.length = size
             if allowed is not None:
                 logits = logits.masked_fill(~allowed, -math.inf)
-            new = sample_token(logits, temperature, top_k, generators)
+            new = sample_token(logits, temperature, top_k, top_p, generators)
             idx = torch.cat([idx, new], dim=1)
             yield new
-
-
-def sample_token(logits, temperature, top_k, generators):
-    """Returns a token for each row of `logits` (B, V): (B, 1). See GPT.stream()."""
-    if temperature < 1e-6:  # the most likely token; the division below would overflow
-        return logits.argmax(-1, keepdim=True)
-    logits = logits / temperature
-    if top_k is not None:
-        kth_largest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < kth_largest, -math.inf)
-    probs = F.softmax(logits, dim=-1)
-    if generators is None:
-        return torch.multinomial(probs, 1)
-    rows = zip(probs.split(1), generators, strict=True)
-    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])

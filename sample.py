@@ -6,13 +6,13 @@
 Settings come from config files and --key=value arguments, later ones winning.
 """
 
-import codecs
 import os
 import sys
 
 import torch
 
 from configurator import at_least, configure
+from data.streaming import stream_text
 from data.tokens import codec_of_folder, codec_of_run, first_prompt
 from model import GPT
 from nanogpt import checkpoint as ckpt
@@ -31,6 +31,8 @@ num_samples = 10  # texts to write; a single one appears as it is generated
 max_new_tokens = 500  # tokens in each
 temperature = 0.8  # 1.0: as the model predicts; below: safer, and repeats more; 0: always the most likely token
 top_k = 200  # draw from this many most likely tokens only; 0: from all
+top_p = 1.0  # draw from the most likely tokens only whose probabilities sum to this; 1.0: from all
+stop = ""  # a text that ends a sample, and is not printed; without it a sample has max_new_tokens
 window_step = 1  # tokens the full context drops at a time; 1 is exact, more is many times faster
 seed = 1337  # sample k, or the answer to prompt k, takes seed + k
 device = "auto"  # cuda, cuda:N, mps or cpu
@@ -40,6 +42,10 @@ compile = False  # torch.compile the model
 given = configure(globals())
 at_least(1, globals(), "num_samples window_step")
 at_least(0, globals(), "max_new_tokens temperature top_k seed")
+if not 0 < top_p <= 1:
+    raise UserError(f"--top_p={top_p}: must be above 0 and at most 1")
+if "stop" in given and not stop:
+    raise UserError("--stop= is empty: give the text that ends a sample, or leave it out")
 advise_on_memory("try a smaller --num_samples, or --dtype=bfloat16")
 device = devices.pick_device(device)
 device_type = devices.set_up(device)
@@ -98,16 +104,15 @@ def write(text, generators):
         raise UserError("the prompt is empty: give at least one character")
     ids = codec.encode(text)
     prompt = torch.tensor([ids], device=device).expand(len(generators), -1)  # (B, T)
-    options = {"top_k": top_k or None, "window_step": window_step, "generators": generators, "allowed": allowed}
+    options = {"top_k": top_k or None, "top_p": top_p, "window_step": window_step, "allowed": allowed}
     if len(generators) == 1:
-        # a token may end within a character: print its bytes once the character is complete
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        print(decoder.decode(b"".join(map(codec.piece, ids))), end="", flush=True)
-        for token in model.stream(prompt, max_new_tokens, temperature, **options):  # (1, 1)
-            print(decoder.decode(codec.piece(token.item())), end="", flush=True)
-        texts = [decoder.decode(b"", final=True)]
+        tokens = model.stream(prompt, max_new_tokens, temperature, generators=generators, **options)  # (1, 1) each
+        for part in stream_text(ids, map(torch.Tensor.item, tokens), codec, stop):
+            print(part, end="", flush=True)
+        texts = [""]
     else:
-        texts = map(codec.decode, model.generate(prompt, max_new_tokens, temperature, **options).tolist())
+        rows = model.generate(prompt, max_new_tokens, temperature, generators=generators, **options).tolist()
+        texts = ("".join(stream_text(ids, row[len(ids) :], codec, stop)) for row in rows)
     for text in texts:
         print(text)
         print("-" * 15, flush=True)

@@ -8,23 +8,25 @@ Settings come from config files and --key=value arguments; later ones win.
 
 import math
 import os
-import time
 
 import numpy as np
 import torch
 
 from configurator import adopt, adopt_model_sizes, at_least, configure, one_of, setting_names
 from data.bins import check_bins, check_ids, find_bins, open_bin
-from data.tokens import check_tokens, find_meta, vocabulary_remark
+from data.tokens import check_tokens, codec_for, find_meta, vocabulary_remark
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
 from nanogpt.checkpoint import has_run, load_model_file
 from nanogpt.distributed import Processes, pick_backend, share_evenly
 from nanogpt.errors import ROOT
+from nanogpt.forecast import Forecast
 from nanogpt.mfu import RunningMFU
 from nanogpt.optim import NonFiniteGuard, clip_gradients, restore_optimizer, schedule_remark
+from nanogpt.progress import Progress
 from nanogpt.run_folder import RunFolder, generator_states
+from nanogpt.short_sample import ShortSamples
 
 # ---- settings: the defaults train a GPT-2 (124M) on OpenWebText ----------------------------------------------------
 # output: where, and how often
@@ -35,6 +37,10 @@ eval_iters = 200  # batches of each split in an evaluation
 eval_only = False  # evaluate once, print, and end; nothing is written
 always_save_checkpoint = True  # save ckpt.pt at every evaluation, not only at the best so far
 save_interval = 0  # iterations from one last.pt to the next; 0: save it at an evaluation that writes no ckpt.pt
+patience = 0  # end after this many evaluations in a row without a better val loss; 0: never
+max_seconds = 0.0  # end, evaluated and saved, after this time over all resumes; 0: never
+sample_interval = 0  # iterations from one short sample to the next, each after an evaluation; 0: none
+plan = False  # forecast time and memory at the start, and compare with the facts at the end
 init_from = "scratch"  # scratch, resume, auto (resume if out_dir has a run, else scratch), gpt2*, or a model's folder
 # loggers, in addition to the printed lines and log.csv
 tensorboard_log = False  # log to TensorBoard too, in out_dir/tensorboard
@@ -65,7 +71,7 @@ max_nonfinite = 10  # stop after this many iterations in a row with a loss or gr
 # learning rate schedule
 decay_lr = True  # cosine decay after the warm-up; False: constant
 warmup_iters = 2000  # iterations of linear warm-up
-lr_decay_iters = 600000  # iteration at which the decay ends; should be about max_iters
+lr_decay_iters = 600000  # iteration at which the decay ends, about max_iters; 0 with max_seconds: it follows the clock
 min_lr = 6e-5  # learning rate after the decay; should be about learning_rate / 10
 # the machine
 backend = "auto"  # collectives under torchrun: nccl on CUDA, else gloo
@@ -100,7 +106,7 @@ remarks += adopt(globals(), settings, saved_settings, given)  # what was given o
 at_least(1, globals(), "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
 at_least(1, globals(), "max_nonfinite")
 at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
-at_least(0, globals(), "peak_flops lr_decay_iters")
+at_least(0, globals(), "peak_flops lr_decay_iters patience max_seconds sample_interval")
 at_least(0, globals(), "beta1 beta2 dropout", below=1)
 one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
 micro_steps = share_evenly(gradient_accumulation_steps, world_size)
@@ -116,6 +122,7 @@ run_log.check_loggers(folder, tensorboard_log, wandb_log)
 torch.manual_seed(seed + rank)
 
 # ---- the model -----------------------------------------------------------------------------------------------------
+forecast = Forecast(plan, device)
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
 meta = find_meta(data_dir)
@@ -145,14 +152,11 @@ adopt_model_sizes(globals(), given, model.config, init_from)  # n_layer, n_head,
 config = {name: globals()[name] for name in settings}  # for checkpoints and W&B
 say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
 
-# the state of the loop, which a resume restores
+# how far the run is, which a resume restores
 iter_num = saved.get("iter_num", 0)
-best_val_loss = float(saved.get("best_val_loss", math.inf))
-best_iter = saved.get("best_iter", iter_num)
-tokens_seen = saved.get("tokens_seen", iter_num * tokens_per_iter)
-began = time.time() - saved.get("seconds", 0.0)
-if iter_num > max_iters and not eval_only:
-    say(f"the run has reached max_iters = {max_iters}: to train on, give a larger --max_iters= and --lr_decay_iters=")
+progress = Progress(saved, iter_num, config, tokens_per_iter, folder)
+if progress.nothing_left(iter_num) and not eval_only:
+    say(progress.nothing_left(iter_num))
     processes.leave()
     raise SystemExit
 
@@ -182,7 +186,8 @@ if saved:
     restore_optimizer(optim, scaler, saved, folder.loaded_path)
 running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
-say(not eval_only and schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr))
+say(None if eval_only else schedule_remark(config, progress.by_clock))
+say(forecast.line(model, config, running_mfu, world_size, iter_num))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
 # model: the plain weights; eval_model: compiled, where that is on; train_model: that in DDP, where there are several
@@ -201,9 +206,10 @@ def get_lr(it):
         return learning_rate
     if it < warmup_iters:
         return learning_rate * (it + 1) / (warmup_iters + 1)
-    if it > lr_decay_iters:
+    if it > lr_decay_iters and not progress.by_clock:
         return min_lr
     decayed = (it - warmup_iters) / max(1, lr_decay_iters - warmup_iters)  # from 0 to 1; the two may be equal
+    decayed = progress.share_of_time if progress.by_clock else decayed
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * decayed)) * (learning_rate - min_lr)
 
 
@@ -238,8 +244,7 @@ def save(name, point):
         say(f"{name} is not written: the loss or its gradient is not finite")
         return
     folder.save(
-        name, model, optim, scaler, point, iter_num=iter_num, best_val_loss=best_val_loss, best_iter=best_iter,
-        tokens_seen=tokens_seen, seconds=time.time() - began, config=config, meta=meta,
+        name, model, optim, scaler, point, iter_num=iter_num, **progress.for_checkpoint(), config=config, meta=meta,
         data=fingerprints, wandb_id=log.wandb_id,
         machine={"device_type": device_type, "dtype": dtype, "compile": compile},
     )  # fmt: skip
@@ -253,11 +258,10 @@ if point and point["batch"] and point["batch"][0].shape == (batch_size, block_si
     x, y = (ids.to(device) for ids in point["batch"])  # the batch that the stopped run had drawn already
 else:
     x, y = get_batch("train")  # (B, T)
-wandb = {"project": wandb_project, "name": wandb_run_name, "config": config, "id": saved.get("wandb_id")}
-log = run_log.open_log(folder, iter_num, evaluated, tensorboard_log, wandb if wandb_log else None)
+log = run_log.open_log(folder, iter_num, evaluated, config, saved.get("wandb_id"))
+samples = ShortSamples(sample_interval, codec_for(meta) if sample_interval else None, vocab_size, seed, device)
 saved = start = None  # frees the checkpoint, which is as large as the model and its optimizer
 guard = NonFiniteGuard(device, optimizer, sharding, scaler, max_nonfinite)
-progress = run_log.Progress(max_iters, tokens_per_iter)
 clock = devices.Clock(device)
 saved_at, last_mark = iter_num, clock.mark()
 
@@ -271,25 +275,25 @@ while iter_num <= max_iters and not eval_only:
 
     # evaluate, and save: ckpt.pt has the best model, or each evaluated one; last.pt is for an iteration without it
     point = resume_point(evaluated)  # a stop before this iteration's step resumes from here
-    if iter_num % eval_interval == 0 and not evaluated:
+    if progress.evaluates_at(iter_num) and not evaluated:
         losses = estimate_loss()
         if losses is None:
             break
         say(run_log.step_line(iter_num, losses))
         point = resume_point(evaluated=True)
         finite = guard.note_evaluation(losses)
-        better = losses["val"] < best_val_loss
-        if better:
-            best_val_loss, best_iter = losses["val"], iter_num
+        better = progress.note_evaluation(losses, iter_num)
         progress_line = progress.line(iter_num)
         log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
-                  tokens_per_s=progress.rate, tokens_seen=tokens_seen)  # fmt: skip
+                  tokens_per_s=progress.rate, tokens_seen=progress.tokens_seen)  # fmt: skip
         if (better or (always_save_checkpoint and finite)) and iter_num > 0:
             say(f"saving checkpoint to {out_dir}")
             save("ckpt.pt", point)
             saved_at = iter_num
-        say(progress_line)
-    if iter_num % (save_interval or eval_interval) == 0 and saved_at != iter_num:
+        say(progress_line, *samples.lines(model, iter_num, autocast))
+        if progress.ended_by:
+            break
+    if progress.saves_at(iter_num) and saved_at != iter_num:
         save("last.pt", point)
         saved_at = iter_num
     evaluated = False
@@ -313,7 +317,7 @@ while iter_num <= max_iters and not eval_only:
 
     # time, and log: an evaluation and a save count in the time of their iteration, as in nanoGPT
     now = clock.mark()
-    tokens_seen += tokens_per_iter
+    progress.tokens_seen += tokens_per_iter
     logged = iter_num % log_interval == 0
     guard.report(iter_num, logged, say, out_dir)
     if logged:
@@ -321,8 +325,8 @@ while iter_num <= max_iters and not eval_only:
         loss = loss.item() * micro_steps  # rank 0's last micro-batch
         shown_mfu = running_mfu.update(iter_num, tokens_per_iter / world_size, dt)
         say(f"iter {iter_num}: loss {loss:.4f}, time {dt * 1000:.2f}ms, mfu {shown_mfu}")
-        log.write(iter=iter_num, kind="train", train_loss=loss, lr=lr, grad_norm=grad_norm.item(), ms=dt * 1000,
-                  tokens_per_s=tokens_per_iter / dt, mfu=running_mfu.value, tokens_seen=tokens_seen)  # fmt: skip
+        log.write(iter=iter_num, kind="train", train_loss=loss, tokens_seen=progress.tokens_seen, lr=lr, ms=dt * 1000,
+                  grad_norm=grad_norm.item(), tokens_per_s=tokens_per_iter / dt, mfu=running_mfu.value)  # fmt: skip
     last_mark = now
     iter_num += 1
 
@@ -330,9 +334,6 @@ while iter_num <= max_iters and not eval_only:
 finished = iter_num > max_iters
 if not eval_only:
     save("last.pt", resume_point(evaluated=False) if finished else point)
-    if finished:
-        say(*run_log.finished_lines(out_dir, best_val_loss, best_iter, tokens_seen, time.time() - began, device))
-    else:
-        say(*run_log.stopped_lines(out_dir, iter_num))
+    say(*run_log.last_lines(out_dir, progress, iter_num, device), forecast.compared(iter_num))
 model = eval_model = train_model = optim = None  # drop these before leave(): otherwise gloo aborts at exit
 processes.leave()

@@ -147,10 +147,16 @@ class MuonWithAdamW:
 # the learning rate
 
 
-def schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr):
-    """A line if the decay ends before max_iters, or if the warm-up does not end before max_iters; else None."""
+def schedule_remark(config, by_clock):
+    """A line if the learning rate's course may surprise the user, else None.
+
+    config: {setting: value} of train.py. by_clock: whether the decay follows the clock."""
+    names = ("decay_lr", "learning_rate", "warmup_iters", "lr_decay_iters", "max_iters", "min_lr")
+    decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr = (config[name] for name in names)
     if not decay_lr:
         return None
+    if by_clock:
+        return "the learning rate follows the clock: a second run, or a resume, does not give the same digits"
     if warmup_iters >= max_iters > 0:
         return (
             f"the warm-up of {warmup_iters} iterations does not end before max_iters = {max_iters}, so the learning "

@@ -18,7 +18,9 @@ except ImportError:  # Windows has none: two runs in one out_dir go unnoticed th
 
 RUN_FILES = ("ckpt.pt", "last.pt", "log.csv", "tensorboard")
 # where a run computes and what it is for: a resume takes these from its own command
-NOT_RESUMED = {"device", "backend", "sharding", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only"}
+NOT_RESUMED = {
+    "device", "backend", "sharding", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only", "plan",
+}  # fmt: skip
 
 
 class RunFolder:
@@ -34,6 +36,7 @@ class RunFolder:
         self.lock = claim(out_dir) if self.writes and locked_before else None
         self.run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's "none" names no run
         self.loaded_path = None
+        self.longest_save = self.seconds_saving = 0.0  # of the saves by this process
 
     def resolve(self, init_from):
         """What a run starts from: "scratch", "resume" (the run in out_dir), a GPT-2's name, or a model's folder.
@@ -79,7 +82,7 @@ class RunFolder:
         remarks, before = [], saved["config"].get("dataset", dataset)
         if before != dataset:
             remarks.append(f"the best val loss so far was on {before}: it is forgotten, and that on {dataset} counts")
-            for name in ("best_val_loss", "best_iter", "data"):
+            for name in ("best_val_loss", "best_iter", "evals_since_best", "data"):
                 saved.pop(name, None)
             for point in saved.get("points", []):
                 point["batch"] = None
@@ -118,7 +121,7 @@ class RunFolder:
 
     def save(self, name, model, optim, scaler, point, **facts):
         """Writes out_dir/name: model, optimizer and loss scaler, every process's resume `point`, and `facts`."""
-        keep = self.processes.rank == 0
+        began, keep = time.monotonic(), self.processes.rank == 0
         points = self.processes.gather({**point, "batch": [tokens.cpu() for tokens in point["batch"]]})
         weights, moments = (full_state(part.state_dict(), keep) for part in (model, optim))
         if keep:
@@ -126,6 +129,8 @@ class RunFolder:
             state |= {"scaler": scaler.state_dict(), "points": points, "run_id": self.run_id}
             checkpoint.save(state | facts, os.path.join(self.out_dir, name))
         self.processes.wait()
+        taken = time.monotonic() - began
+        self.longest_save, self.seconds_saving = max(self.longest_save, taken), self.seconds_saving + taken
 
 
 # ----------------------------------------------------------------------------------------------

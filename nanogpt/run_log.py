@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import time
 from datetime import timedelta
 
 import torch
@@ -32,40 +31,31 @@ def step_line(iter_num, losses):
     return f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
 
 
+def last_lines(out_dir, progress, iter_num, device):
+    """The last lines of a run: how it has ended, and what to type next. `progress` is the run's Progress."""
+    if not progress.has_ended(iter_num):
+        return stopped_lines(out_dir, iter_num)
+    return finished_lines(out_dir, progress, iter_num, device)
+
+
 def stopped_lines(out_dir, iter_num):
-    """The last lines of a run that was asked to stop, with the command that resumes it."""
+    """Those of a run that was asked to stop, with the command that resumes it."""
     resume = command("train.py", "--init_from=resume", f"--out_dir={out_dir}")
     to_type = f"; type: {resume}" if has_run(out_dir) else ""
     return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{to_type}"]
 
 
-def finished_lines(out_dir, best_val_loss, best_iter, tokens_seen, seconds, device):
-    """The last lines of a run that has reached max_iters: what it came to, and what to type next."""
-    wall = timedelta(seconds=round(seconds))
+def finished_lines(out_dir, progress, iter_num, device):
+    """Those of a run that has ended by itself: what it came to."""
+    wall = timedelta(seconds=round(progress.seconds()))
+    why = [f"ended by {progress.ended_by} at iteration {iter_num}"] if progress.ended_by else []
     return [
-        f"best val loss {best_val_loss:.4f} at iteration {best_iter}, {tokens_seen:,} tokens seen, {wall} in all, "
-        f"at most {peak_memory(device)}",
+        *why,
+        f"best val loss {progress.best_val_loss:.4f} at iteration {progress.best_iter}, "
+        f"{progress.tokens_seen:,} tokens seen, {wall} in all, at most {peak_memory(device)}",
         f"to see what it writes: {command('sample.py', f'--out_dir={out_dir}')}",
         f"to see the curves: {command('tools/plot.py', out_dir)}",
     ]
-
-
-class Progress:
-    """How far a run is. Evaluations and saves count, in the rate and in the estimate of the time left."""
-
-    def __init__(self, max_iters, tokens_per_iter):
-        self.iters, self.tokens_per_iter = max_iters + 1, tokens_per_iter
-        self.before, self.rate = None, None  # (iteration, time) of the last line; tokens a second since
-
-    def line(self, iter_num):
-        """A line such as `5% done, 14,213 tokens/s, 0:12:34 left`; the first of a process has no rate yet."""
-        now, text = time.time(), f"{iter_num / self.iters:.0%} done"
-        if self.before and iter_num > self.before[0]:
-            seconds = (now - self.before[1]) / (iter_num - self.before[0])  # an iteration
-            self.rate = self.tokens_per_iter / seconds
-            text += f", {self.rate:,.0f} tokens/s, {timedelta(seconds=round(seconds * (self.iters - iter_num)))} left"
-        self.before = iter_num, now
-        return text
 
 
 # ----------------------------------------------------------------------------------------------
@@ -104,7 +94,7 @@ class RunLog:
     """
 
     columns = ("iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen")
-    wandb_id = None
+    wandb_id = last_mfu = None
 
     def __init__(self, out_dir, iter_num, evaluated):
         """Continues the log before iteration `iter_num`, or after its evaluation where that is `evaluated`.
@@ -158,7 +148,12 @@ class RunLog:
         if self.board:
             self._to_board(row["iter"], row["kind"], numbers)
         if self.wandb:
-            self.wandb.log({"iter": row["iter"], **{f"{row['kind']}/{k}": v for k, v in numbers.items()}})
+            self.last_mfu = row.get("mfu") or self.last_mfu
+            values = {f"{row['kind']}/{name}": value for name, value in numbers.items()}
+            if row["kind"] == "eval":  # nanoGPT's keys too, for dashboards that were made for it
+                values |= {"train/loss": row["train_loss"], "val/loss": row["val_loss"], "lr": row["lr"]}
+                values |= {"mfu": self.last_mfu * 100} if self.last_mfu else {}
+            self.wandb.log({"iter": row["iter"], **values})
 
     def _to_board(self, iter_num, kind, numbers):
         for name, value in numbers.items():
@@ -178,14 +173,15 @@ class NoLog:
         pass
 
 
-def open_log(folder, iter_num, evaluated, tensorboard_log, wandb):
-    """The log of the run in `folder` (a RunFolder), from iteration `iter_num` on; `wandb`: the arguments of add_wandb()
-    where it is asked for, else None."""
+def open_log(folder, iter_num, evaluated, config, wandb_id):
+    """The log of the run in `folder` (a RunFolder) from iteration `iter_num` on, with the loggers that were asked for.
+
+    config: {setting: value} of train.py. wandb_id: the W&B run that a resume continues, or None."""
     if not folder.writes:
         return NoLog()
     log = RunLog(folder.out_dir, iter_num, evaluated)
-    if tensorboard_log:
+    if config["tensorboard_log"]:
         log.add_tensorboard()
-    if wandb:
-        log.add_wandb(**wandb)
+    if config["wandb_log"]:
+        log.add_wandb(config["wandb_project"], config["wandb_run_name"], config, wandb_id)
     return log

@@ -11,6 +11,7 @@ from conftest import TINY, error_line, flags, tree
 from nanogpt import run_log
 from nanogpt.run_log import read_log
 
+
 def test_log_csv_has_a_row_for_each_printed_loss(synthetic_run):
     with open(synthetic_run[0] / "log.csv", newline="") as f:
         rows = list(csv.DictReader(f))
@@ -126,7 +127,7 @@ def test_wandb_gets_what_log_csv_has_and_a_resume_goes_on_in_the_same_run(run, o
     assert [n[1:] for n in notes if n[0] == "init"] == [[started | {"id": None}, 1], [started | {"id": "run-7"}, 1]]
     found = {}
     for _, row in (n for n in notes if n[0] == "log"):
-        for name in row.keys() - {"iter"}:
+        for name in row.keys() - {"iter", "train/loss", "val/loss", "lr", "mfu"}:  # the last four are nanoGPT's
             found.setdefault(name, {})[row["iter"]] = row[name]
     assert found == logged(tmp_path / "out")
     refused = run("train.py", *flags(settings | dict(wandb_project="closed", out_dir=tmp_path / "other")),
@@ -172,3 +173,24 @@ def test_plain_names_are_printed_as_ever(run, tmp_path, project):
         f"to see what it writes: python {project.name}/sample.py --out_dir=out",
         f"to see the curves: python {project.name}/tools/plot.py out",
     ]
+
+
+def test_wandb_gets_nanogpts_keys_at_evaluations(tmp_path):
+    class Wandb:
+        rows = []
+
+        def log(self, row):
+            self.rows.append(row)
+
+    log = run_log.RunLog(str(tmp_path), 0, False)
+    log.wandb = Wandb()
+    log.write(iter=0, kind="eval", train_loss=4.0, val_loss=4.1, lr=1e-3)
+    log.write(iter=0, kind="train", train_loss=3.9, lr=1e-3, mfu=None)
+    log.write(iter=1, kind="train", train_loss=3.8, lr=1e-3, mfu=0.25)
+    log.write(iter=2, kind="eval", train_loss=3.0, val_loss=3.1, lr=2e-3)
+    # nanoGPT's train.py logs {"iter", "train/loss", "val/loss", "lr", "mfu": running_mfu * 100}
+    first, *_, last = log.wandb.rows
+    wanted = {"iter": 2, "train/loss": 3.0, "val/loss": 3.1, "lr": 2e-3, "mfu": 25.0}
+    assert {key: last[key] for key in wanted} == wanted
+    assert first["val/loss"] == 4.1 and "mfu" not in first
+    assert all("val/loss" not in row for row in log.wandb.rows[1:3])

@@ -456,3 +456,25 @@ def test_out_of_memory_names_what_sample_can_change(run, synthetic_run, project)
     [line] = result.stderr.splitlines()
     assert line.startswith("error: out of memory: ") and "--num_samples" in line
     assert "batch_size" not in line and "block_size" not in line
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_stop_cuts_todays_samples_and_leaves_the_prompt(run, synthetic_run, num_samples):
+    arguments = [*CPU, *flags(out_dir=synthetic_run[0], num_samples=num_samples, max_new_tokens=60, start="ab")]
+    plain = run("sample.py", *arguments).stdout
+    assert run("sample.py", *arguments, "--top_p=1.0").stdout == plain
+    ends = "\n" + "-" * 15 + "\n"
+    samples = plain.split(ends)[:-1]
+    assert len(samples) == num_samples
+    stop = samples[0][10]
+    expected = "".join("ab" + text.removeprefix("ab").partition(stop)[0] + ends for text in samples)
+    assert run("sample.py", *arguments, f"--stop={stop}").stdout == expected
+    assert run("sample.py", *arguments, "--stop=ab", "--top_k=1").stdout.startswith("ab")
+
+
+@pytest.mark.parametrize("argument, said", [
+    ("--stop=", "--stop= is empty"), ("--top_p=0", "--top_p=0.0: must be above 0 and at most 1"),
+    ("--top_p=1.5", "--top_p=1.5"), ("--top_p=-1", "--top_p=-1.0"),
+])  # fmt: skip
+def test_a_top_p_or_stop_that_cannot_be_is_one_line(run, synthetic_run, argument, said):
+    assert said in error_line(run("sample.py", *CPU, f"--out_dir={synthetic_run[0]}", argument, expect=2))

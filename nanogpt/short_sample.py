@@ -1,0 +1,32 @@
+"""Short samples while a model is trained, to see what it writes. They change no other random draw."""
+
+import torch
+
+TOKENS = 100
+
+
+class ShortSamples:
+    """Samples of TOKENS tokens after evaluations, each from a generator of its own."""
+
+    def __init__(self, interval, codec, vocab_size, seed, device):
+        """interval: iterations from one sample to the next; 0: none. codec: of the run's dataset."""
+        self.interval, self.codec, self.seed, self.device = interval, codec, seed, device
+        if not interval:
+            return
+        known = [codec.known(id) for id in range(vocab_size)]
+        self.allowed = torch.tensor(known, device=device)
+        self.first = next((id for id in range(vocab_size) if known[id] and codec.piece(id) == b"\n"), known.index(True))
+
+    def lines(self, model, iter_num, autocast):
+        """What `model` writes after a line feed, if iteration `iter_num` has a sample.
+
+        Every process calls this, since fsdp has spread the model over them."""
+        if not self.interval or iter_num % self.interval:
+            return []
+        model.eval()
+        with autocast:
+            prompt = torch.tensor([[self.first]], device=self.device)
+            generator = torch.Generator(self.device).manual_seed(self.seed + iter_num)
+            ids = model.generate(prompt, TOKENS, 0.8, 200, generators=[generator], allowed=self.allowed)
+        model.train()
+        return [f"sample at iteration {iter_num}:", self.codec.decode(ids[0, 1:].tolist()), "-" * 15]
