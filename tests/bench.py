@@ -44,7 +44,7 @@ SAMPLE = {
     "sample_baby": ("baby GPT, 10 samples of 500, exact", "baby", 10, 500),
     "sample_gpt2": ("GPT-2 124M, 1 sample of 200", "gpt2", 1, 200),
 }
-OTHER = ("val_cpu", "time_to_loss", "load_gpt2", "scaling")
+OTHER = ("val_cpu", "time_to_loss", "load_gpt2", "scaling", "plan")
 
 
 def child(command, cwd):
@@ -210,6 +210,8 @@ def other_row(row, peer, runs, temporary, device):
         return f"| val loss after 2000 iterations, seeds 1337, 1, 2 | mean {statistics.mean(losses):.3f} ({shown}) | | | | | |"
     if row == "load_gpt2":
         return load_row(temporary)
+    if row == "plan":
+        return plan_rows(runs, temporary, device)
     if row == "scaling" and device == "cuda":
         return "| scaling | measures processes on a CPU: add --device=cpu | | | | | |"
     if row == "scaling":
@@ -235,6 +237,40 @@ def loss_row(peer, runs, temporary, device, target=1.908):
     missed = any(loss > target for _, loss, _ in results["ours"])
     ratio = f"{medians[1] / medians[0]:.2f} x" if peer and not missed else "-"
     return f"| wall time to val loss {target} | {cells[0]} | {cells[1] if peer else '-'} | {ratio} | | | |"
+
+
+PLANNED = ("train_baby", "train_cpu", "train_gpt2")
+
+
+def plan_rows(runs, temporary, device):
+    """Forecast beside fact of three training rows, without and with recompute. A row outside the limits says so.
+
+    Time: tools/plan.py --measure=True, within 15 %. Memory: what train.py --plan=True forecasts, within 10 %."""
+    return "\n".join(
+        plan_row(*TRAIN[name], recompute, runs, temporary, device) for name in PLANNED for recompute in (False, True)
+    )
+
+
+def plan_row(what, arguments, iters, recompute, runs, temporary, device):
+    common = [a.format(gpt2_data=os.path.join(temporary, "gpt2_data")) for a in arguments]
+    common += [*AUTO[device], f"--recompute={recompute}"]
+    forecast, fact, memory, held = [], [], [], []
+    for _ in range(runs):
+        out, _ = child([sys.executable, "tools/plan.py", *common, "--measure=True"], ROOT)
+        forecast.append(float(re.search(r"^an iteration: ([\d.,]+) ms, measured", out, re.M)[1].replace(",", "")))
+        run = [*common, *NO_EVAL, f"--max_iters={iters}", "--plan=True", f"--out_dir={temporary}/out-bench"]
+        out, _ = child([sys.executable, "train.py", *run], ROOT)
+        times = [float(ms) for ms in re.findall(r"^iter \d+: loss \S+, time ([\d.]+)ms", out, re.M)]
+        fact.append(statistics.median(times[5:]))
+        found = re.search(r"memory ([\d,]+) and ([\d,]+) MiB", out).groups()
+        for column, mib in zip((memory, held), found, strict=True):
+            column.append(int(mib.replace(",", "")))
+    forecast, fact, memory, held = map(statistics.median, (forecast, fact, memory, held))
+    time_off, memory_off = forecast / fact - 1, memory / held - 1
+    cells = [f"plan: {what}{', recompute' * recompute}", f"{forecast:,.1f} / {fact:,.1f} ms", "-", f"{time_off:+.0%}", "-", "-"]
+    cells[3] += " MISSED" * (abs(time_off) > 0.15)
+    cells.append(f"{memory:,.0f} / {held:,.0f} MiB, {memory_off:+.0%}" + " MISSED" * (abs(memory_off) > 0.10))
+    return f"| {' | '.join(cells)} |"
 
 
 def loopback_bytes():
