@@ -77,10 +77,10 @@ def documented(path):
     return {name: (default, comment) for name, default, comment in lines}
 
 
-def _print_help(namespace, names):
-    """Every setting with its default and the comment beside it in the script."""
+def _print_help(namespace, names, sources):
+    """Every setting with its default and the comment beside it in one of the `sources`, paths of scripts."""
     print((namespace.get("__doc__") or "").strip() + "\n\nsettings (--key=value):")
-    comments = documented(namespace["__file__"])
+    comments = {name: found for path in sources for name, found in documented(path).items()}
     for name in names:
         print(f"  --{name}={namespace[name]!r}".ljust(46) + comments.get(name, ("", ""))[1])
 
@@ -97,18 +97,18 @@ def _right_form(argument, following, namespace, names):
     return ": " + shlex.quote(f"--{key}={value}") if equals else f", such as --{key}={namespace[key]!r}"
 
 
-def configure(namespace, positional=None):
+def configure(namespace, positional=None, sources=()):
     """Applies the command line to a script's settings, `namespace` (its globals()), in place.
 
-    An argument without dashes is a config file; where a script takes other files, it is passed to `positional`.
-    Returns {name: value} of what was given. Raises UserError.
+    An argument without dashes is a config file; where a script takes other files, it is passed to `positional`. --help
+    shows the comments of the scripts `sources`. Returns {name: value} of what was given. Raises UserError.
     """
     names = setting_names(namespace)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for odd bytes in a path, or a plain terminal
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
-        _print_help(namespace, names)
+        _print_help(namespace, names, sources or [namespace["__file__"]])
         sys.exit(0)
     given, mistakes, notes = {}, [], []
     for at, argument in enumerate(sys.argv[1:], 2):

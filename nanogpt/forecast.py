@@ -47,8 +47,9 @@ class Forecast:
         parameters = model.get_num_params(non_embedding=False)
         self.memory = sum(planning.memory(model.config, parameters, setup).values())
         seconds = timedelta(seconds=round(self._seconds(config["max_iters"])))
-        held = f" beside the {self.before / 2**20:,.0f} held before the model" if self.before is not None else ""
-        return f"forecast: {seconds} at {share:.0%} MFU, by rule; at most {self.memory / 2**20:,.0f} MiB{held}"
+        held = f", beside {self.before / 2**20:,.0f} held before the model" if self.before is not None else ""
+        memory = f"{self.memory / 2**20:,.0f} MiB at the peak of an iteration"
+        return f"forecast: {seconds} at {share:.0%} MFU, by rule; {memory}{held}"
 
     def _seconds(self, last_iter):
         """Seconds from the first iteration of this process to `last_iter`, by the forecast."""

@@ -1,9 +1,8 @@
 """tools/plan.py: its figures beside torch's own counters, the tensors that autograd keeps, and published numbers."""
 
-
 import pytest
 import torch
-from conftest import error_line
+from conftest import error_line, flags
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -192,3 +191,36 @@ def test_a_measured_iteration_is_train_pys(run, project):
     assert 0 < float(line.split()[2].replace(",", "")) < 1000 and "measured here" in line and "GiB on the host" in line
 
 
+# ----------------------------------------------------------------------------------------------
+# what it takes from elsewhere
+
+
+@pytest.fixture(scope="module")
+def plan_of_the_run(run, synthetic_run):
+    return run("tools/plan.py", *flags(init_from="resume", out_dir=synthetic_run[0], device="cpu", batch_size=4))
+
+
+def test_a_resume_is_planned_with_the_runs_own_settings(plan_of_the_run):
+    lines = plan_of_the_run.lines
+    assert lines[0] == "batch_size is now 4 (the run had 8)"
+    # golden/synthetic.csv's model: 2 layers of 64 channels, 61 tokens, 32 positions, without biases
+    assert f"parameters: {2 * 12 * 64**2 + (61 + 32) * 64 + 5 * 64:,}" in lines
+    assert any(line.startswith(f"FLOPs an iteration of {4 * 2 * 32} tokens") for line in lines)
+    assert any(line.startswith(f"tokens in all: {151 * 256:,} in 151 iterations") for line in lines)
+
+
+def test_a_runs_folder_gives_the_model_and_nothing_else(run, synthetic_run, plan_of_the_run):
+    result = run("tools/plan.py", *flags(init_from=synthetic_run[0], dataset="synthetic", device="cpu"))
+    [parameters] = [line for line in plan_of_the_run.lines if line.startswith("parameters:")]
+    assert parameters in result.lines and any("in 600,001 iterations" in line for line in result.lines)
+
+
+def test_a_resume_without_a_checkpoint_is_one_line(run, tmp_path):
+    result = run("tools/plan.py", *flags(init_from="resume", out_dir=tmp_path), expect=2)
+    assert f"no checkpoint in {tmp_path}" in error_line(result)
+
+
+def test_help_explains_the_settings_of_train_and_its_own(run):
+    lines = run("tools/plan.py", "--help").lines
+    for name, comment in (("n_head", "attention heads per block"), ("count", "devices, a process on each")):
+        assert any(line.startswith(f"  --{name}=") and line.endswith(comment) for line in lines)

@@ -19,14 +19,16 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 import torch
 
-from configurator import at_least, configure, documented, one_of
+from configurator import adopt, at_least, configure, documented, one_of
 from data.tokens import find_meta
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import gpt2, planning
+from nanogpt.checkpoint import has_run, peek
 from nanogpt.distributed import share_evenly
 from nanogpt.errors import ROOT, UserError, require
 from nanogpt.mfu import find_peak_flops, peak_from_table
+from nanogpt.run_folder import NOT_RESUMED
 
 # ---- settings, beside those of train.py --------------------------------------------------------------------------
 
@@ -42,7 +44,15 @@ TRAIN = os.path.join(ROOT, "train.py")
 of_train = {name: eval(default, {}) for name, (default, _) in documented(TRAIN).items()}  # such as `5 * 8`
 own = {name: globals()[name] for name in [*documented(__file__), "__file__", "__doc__"]}
 namespace = of_train | own
-given = configure(namespace)
+given = configure(namespace, sources=[TRAIN, __file__])
+resumes = namespace["init_from"] == "resume" or (namespace["init_from"] == "auto" and has_run(namespace["out_dir"]))
+if resumes:
+    saved = peek(namespace["out_dir"])
+    if not saved:
+        raise UserError(f"there is no checkpoint in {namespace['out_dir']} that can be read")
+    resumed = {name: value for name, value in saved["config"].items() if name not in NOT_RESUMED}
+    for line in adopt(namespace, list(of_train), resumed, given):
+        print(line)
 at_least(1, namespace, "count eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
 at_least(0, namespace, "max_iters vocab_size mfu dollars_per_hour peak_flops")
 at_least(0, namespace, "dropout", below=1)
@@ -60,7 +70,11 @@ data_dir = os.path.join(ROOT, "data", run.dataset)
 meta = find_meta(data_dir)
 sizes = {name: namespace[name] for name in ("n_layer", "n_head", "n_embd", "bias", "block_size")}
 sizes["vocab_size"] = run.vocab_size or (meta["vocab_size"] if meta else 50304)
-if run.init_from in gpt2.NAMES:
+if resumes or has_run(run.init_from):
+    sizes = (saved if resumes else peek(run.init_from))["model_args"]
+    sizes = {name: sizes[name] for name in ("n_layer", "n_head", "n_embd", "bias", "vocab_size", "block_size")}
+    sizes["block_size"] = min(run.block_size, sizes["block_size"])
+elif run.init_from in gpt2.NAMES:
     sizes |= dict(zip(("n_layer", "n_head", "n_embd"), planning.GPT2_SIZES[run.init_from], strict=True))
     sizes |= {"vocab_size": 50257, "bias": True}
 elif os.path.isdir(run.init_from):
@@ -177,7 +191,9 @@ print(f"loss by their formula: {loss:.2f} nats a token. A rough guess: their tex
 def measured():
     """(seconds of an iteration, the peak memory as train.py prints it), of ten iterations of train.py here."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [f"--{name}={value}" for name, value in given.items() if name in of_train]
+        wanted = {name: namespace[name] for name in of_train if resumes or name in given}
+        wanted |= {"init_from": "scratch"} if resumes else {}  # the same model, and no other run's folder
+        arguments = [f"--{name}={value}" for name, value in wanted.items()]
         arguments += "--max_iters=9 --eval_iters=1 --eval_interval=1000000 --log_interval=1 --eval_only=False".split()
         arguments += ["--wandb_log=False", "--tensorboard_log=False", f"--out_dir={os.path.join(folder, 'out')}"]
         done = subprocess.run([sys.executable, TRAIN, *arguments], capture_output=True, text=True)
