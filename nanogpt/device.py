@@ -239,13 +239,23 @@ class Clock:
         return start.elapsed_time(end) / 1000
 
 
+def peak_host_bytes():
+    """The most host memory that this process has held; None if the system does not say."""
+    try:
+        # Linux's ru_maxrss begins at the size of the process that started this one, so read VmHWM, which does not
+        with open("/proc/self/status", encoding="ascii", errors="replace") as f:
+            return int(f.read().partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        if resource is None:
+            return None
+        unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def peak_memory(device):
     """The most memory that this process has held, as a text: on the host, and on its GPU."""
-    if resource is None:
-        host = "host memory unknown"
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
-        host = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB on the host"
+    held = peak_host_bytes()
+    host = "host memory unknown" if held is None else f"{held / 2**30:.2f} GiB on the host"
     if device.startswith("cuda"):
         return f"{host}, {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on {device}"
     return host

@@ -1,22 +1,17 @@
 """A run's own forecast of its time and memory (--plan=True), and at the end the facts beside it."""
 
-import sys
 import time
 from datetime import timedelta
 
 import torch
 
 from nanogpt import planning
-from nanogpt.device import resource
+from nanogpt.device import peak_host_bytes
 
 
 def bytes_held(device):
     """The most bytes that this process has held: on its GPU, or on the host. None if the system does not say."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    if resource is None:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else peak_host_bytes()
 
 
 class Forecast:

@@ -2,17 +2,20 @@
 
 import csv
 import os
+import subprocess
+import sys
 import types
 
 import pytest
 import torch
-from conftest import GOLDEN, SYNTHETIC, TINY, error_line, flags, machine
+from conftest import GOLDEN, ROOT, SYNTHETIC, TINY, error_line, flags, machine
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from nanogpt import cpu_kernels, device as devices, device as device_module
 from nanogpt.device import emulation_remark, pick_compile, pick_device, pick_dtype, pick_threads, usable_cores
 from nanogpt.errors import UserError, machine_failure
+
 
 def test_the_device_is_cuda_else_mps_else_cpu(monkeypatch):
     for cuda, mps, expected in [(2, False, "cuda"), (1, True, "cuda"), (0, True, "mps"), (0, False, "cpu")]:
@@ -415,3 +418,16 @@ def test_a_wrong_kernel_is_one_line_and_makes_no_folder(run, tmp_path):
     result = run("train.py", *flags(TINY, attention="flash", out_dir=tmp_path / "out"), expect=2)
     assert error_line(result) == "--attention=flash is not available on cpu, which takes auto or math"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="without /proc")
+def test_the_peak_of_memory_is_this_processs_own_whatever_has_started_it():
+    """Linux counts the starting process's size in a new one's ru_maxrss."""
+    program = (
+        "import subprocess, sys\n"
+        "held = bytearray(1 << 29)\n"
+        "code = 'from nanogpt import device; print(device.peak_host_bytes())'\n"
+        "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 50 << 20 < int(result.stdout) < 400 << 20

@@ -2,9 +2,15 @@
 
 import atexit
 import os
-import resource
 
 from script import run_script
 
-atexit.register(lambda: print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+
+
+def print_peak():
+    with open("/proc/self/status", encoding="ascii") as f:
+        print("peak", f.read().partition("VmHWM:")[2].split()[0])
+
+
+atexit.register(print_peak)
 run_script(os.environ["SCRIPT"])
