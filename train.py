@@ -122,7 +122,7 @@ run_log.check_loggers(folder, tensorboard_log, wandb_log)
 torch.manual_seed(seed + rank)
 
 # ---- the model -----------------------------------------------------------------------------------------------------
-forecast = Forecast(plan, device)
+forecast = Forecast(plan and rank == 0, device)
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
 meta = find_meta(data_dir)

@@ -1,12 +1,12 @@
 """A run's own forecast of its time and memory (--plan=True), and at the end the facts beside it."""
 
 import time
-from datetime import timedelta
 
 import torch
 
 from nanogpt import planning
 from nanogpt.device import peak_host_bytes
+from nanogpt.progress import duration
 
 
 def bytes_held(device):
@@ -41,7 +41,7 @@ class Forecast:
         )  # fmt: skip
         parameters = model.get_num_params(non_embedding=False)
         self.memory = sum(planning.memory(model.config, parameters, setup).values())
-        seconds = timedelta(seconds=round(self._seconds(config["max_iters"])))
+        seconds = duration(self._seconds(config["max_iters"]))
         held = f", beside {self.before / 2**20:,.0f} held before the model" if self.before is not None else ""
         memory = f"{self.memory / 2**20:,.0f} MiB at the peak of an iteration"
         return f"forecast: {seconds} at {share:.0%} MFU, by rule; {memory}{held}"
@@ -56,8 +56,7 @@ class Forecast:
         if not self.wanted or iter_num == self.first_iter:
             return None
         forecast, fact = self._seconds(iter_num - 1), time.monotonic() - self.began
-        times = [timedelta(seconds=round(seconds)) for seconds in (forecast, fact)]
-        line = f"forecast and fact: time {times[0]} and {times[1]} ({fact / forecast - 1:+.0%})"
+        line = f"forecast and fact: time {duration(forecast)} and {duration(fact)} ({fact / forecast - 1:+.0%})"
         if self.before is not None:
             held = bytes_held(self.device) - self.before
             line += f", memory {self.memory / 2**20:,.0f} and {held / 2**20:,.0f} MiB ({held / self.memory - 1:+.0%})"

@@ -5,6 +5,11 @@ import time
 from datetime import timedelta
 
 
+def duration(seconds):
+    """Such as 0:12:34, or 3 days, 4:05:06; at most the longest that timedelta can have."""
+    return str(timedelta(seconds=round(min(max(0.0, seconds), timedelta.max.total_seconds() - 1))))
+
+
 class Progress:
     """The counters of a run over all its resumes. Every process calls these methods; rank 0's clock decides for all.
 
@@ -107,7 +112,7 @@ class Progress:
             self.rate = self.tokens_per_iter / per_iteration
             left = per_iteration * (self.max_iters + 1 - iter_num)
             left = min(left, self.max_seconds - self.seconds()) if self.max_seconds else left
-            text += f", {self.rate:,.0f} tokens/s, {timedelta(seconds=round(max(0, left)))} left"
+            text += f", {self.rate:,.0f} tokens/s, {duration(left)} left"
         self.last_line = iter_num, now
         return text
 

@@ -3,13 +3,13 @@
 import csv
 import os
 import re
-from datetime import timedelta
 
 import torch
 
 from nanogpt.checkpoint import has_run, newest
 from nanogpt.device import peak_memory
 from nanogpt.errors import UserError, command, require
+from nanogpt.progress import duration
 
 # ----------------------------------------------------------------------------------------------
 # lines for the user
@@ -47,12 +47,11 @@ def stopped_lines(out_dir, iter_num):
 
 def finished_lines(out_dir, progress, iter_num, device):
     """Those of a run that has ended by itself: what it came to."""
-    wall = timedelta(seconds=round(progress.seconds()))
     why = [f"ended by {progress.ended_by} at iteration {iter_num}"] if progress.ended_by else []
     return [
         *why,
         f"best val loss {progress.best_val_loss:.4f} at iteration {progress.best_iter}, "
-        f"{progress.tokens_seen:,} tokens seen, {wall} in all, at most {peak_memory(device)}",
+        f"{progress.tokens_seen:,} tokens seen, {duration(progress.seconds())} in all, at most {peak_memory(device)}",
         f"to see what it writes: {command('sample.py', f'--out_dir={out_dir}')}",
         f"to see the curves: {command('tools/plot.py', out_dir)}",
     ]

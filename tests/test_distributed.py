@@ -633,3 +633,17 @@ def test_a_sharded_model_with_a_large_vocabulary_evaluates_as_a_replicated_one(r
         assert first.returncode == second.returncode == 0, first.stderr + second.stderr
         printed.append([line for line in first.losses if line[0] == "step"])
     assert printed[0] == printed[1] and len(printed[0]) == 3
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_runs_of_several_processes_end_by_the_clock_together_with_samples_and_a_forecast(run_ranks, tmp_path, sharding):
+    settings = TINY | dict(
+        gradient_accumulation_steps=2, max_iters=10**7, eval_interval=40, log_interval=10**6, lr_decay_iters=0,
+        sharding=sharding, max_seconds=4, sample_interval=40, plan=True, out_dir=tmp_path / "out",
+    )  # fmt: skip
+    result = run_ranks(2, *flags(settings))
+    last = [step for step in result.losses if step[0] == "step"][-1][1]
+    assert f"ended by max_seconds = 4 at iteration {last}" in result.lines
+    assert 3 < torch.load(tmp_path / "out" / "last.pt")["seconds"] < 6
+    assert "sample at iteration 0:" in result.lines
+    assert [line.split(":")[0] for line in result.lines if "forecast" in line] == ["forecast", "forecast and fact"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SYNTHETIC, TINY, error_line, flags
 
-from nanogpt.progress import Progress
+from nanogpt.progress import Progress, duration
 
 SETTINGS = dict(max_iters=100, eval_interval=20, save_interval=0, patience=0, max_seconds=0.0, decay_lr=True, lr_decay_iters=100)
 
@@ -133,6 +133,17 @@ def test_the_decay_follows_the_clock_over_all_resumes_only_where_both_settings_s
     assert run.share_of_time == 1.0
     assert not progress(lr_decay_iters=0).by_clock and not progress(max_seconds=10.0).by_clock
     assert not progress(max_seconds=10.0, lr_decay_iters=0, decay_lr=False).by_clock
+
+
+def test_a_run_of_any_length_has_a_line():
+    clock = Clock()
+    run = progress(now=clock, max_iters=10**18)
+    assert run.line(0) == "0% done"
+    clock.time += 7
+    assert run.line(7) == "0% done, 64 tokens/s, 999999999 days, 23:59:59 left"
+    clock.time -= 3
+    assert run.line(14).endswith(" left")  # a clock that is set back
+    assert [duration(s) for s in (0.4, 3725, 86400 * 3 + 61)] == ["0:00:00", "1:02:05", "3 days, 0:01:01"]
 
 
 # ----------------------------------------------------------------------------------------------
