@@ -6,14 +6,14 @@
 Settings come from config files and --key=value arguments, later ones winning.
 """
 
-import codecs
 import os
 import sys
 
 import torch
 
 from configurator import at_least, configure
-from data.tokens import codec_of_folder, codec_of_run, first_prompt
+from data.dataset import codec_of_folder, codec_of_run
+from data.tokens import first_prompt
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices
@@ -100,12 +100,11 @@ def write(text, generators):
     prompt = torch.tensor([ids], device=device).expand(len(generators), -1)  # (B, T)
     options = {"top_k": top_k or None, "window_step": window_step, "generators": generators, "allowed": allowed}
     if len(generators) == 1:
-        # a token may end within a character: print its bytes once the character is complete
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        print(decoder.decode(b"".join(map(codec.piece, ids))), end="", flush=True)
+        stream = codec.stream()  # a token may end within a character: it is printed once it is complete
+        print(stream.add(ids), end="", flush=True)
         for token in model.stream(prompt, max_new_tokens, temperature, **options):  # (1, 1)
-            print(decoder.decode(codec.piece(token.item())), end="", flush=True)
-        texts = [decoder.decode(b"", final=True)]
+            print(stream.add([token.item()]), end="", flush=True)
+        texts = [stream.end()]
     else:
         texts = map(codec.decode, model.generate(prompt, max_new_tokens, temperature, **options).tolist())
     for text in texts:
