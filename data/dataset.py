@@ -174,9 +174,7 @@ def tokens_in(folder, facts):
         return None, None
     path = os.path.join(folder, facts["tokenizer"]["file"])
     if not os.path.isfile(path):
-        raise UserError(
-            f"{path} is missing, and without it the dataset's ids stand for nothing: prepare it again"
-        )
+        raise UserError(f"{path} is missing, and without it the dataset's ids stand for nothing: prepare it again")
     with open(path, "rb") as f:
         if hashlib.sha256(f.read()).hexdigest() != facts["tokenizer"]["sha256"]:
             raise UserError(

@@ -17,6 +17,11 @@ GPT2_SIZE = 50257
 GPT2_SIGNS = {"Hello": 15496, "\u0120world": 995, "\u0120gazed": 50255, END: 50256}  # U+0120 spells a blank
 CHARACTER = r"[\s\S]"
 
+_O200K = "|".join([
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+",
+])  # fmt: skip
 # {how a text is split: (the pattern in tokenizer.json, None for ByteLevel's own; the same as tiktoken writes it)}.
 # Possessive quantifiers are quicker. They stand in tiktoken's alone: tokenizers reads `{1,3}+` as another thing.
 SPLITS = {
@@ -27,15 +32,8 @@ SPLITS = {
         r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"""
         r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s""",
     ),
-    "o200k": (
-        O200K := "|".join([
-            r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
-            r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
-            r"""\p{N}{1,3}""", r""" ?[^\s\p{L}\p{N}]+[\r\n/]*""", r"""\s*[\r\n]+""", r"""\s+(?!\S)""", r"""\s+""",
-        ]),
-        O200K,
-    ),
-}  # fmt: skip
+    "o200k": (_O200K, _O200K),
+}
 SPLIT_OF_TIKTOKEN = {"gpt2": "GPT-2", "r50k": "GPT-2", "p50k": "GPT-2", "cl100k": "cl100k", "o200k": "o200k"}
 
 # The format spells each byte as a visible character: printable ones of Latin-1 as they are, the others from U+0100 on.
