@@ -7,20 +7,18 @@ Settings come from config files and --key=value arguments; later ones win.
 """
 
 import math
-import os
 
 import numpy as np
 import torch
 
 from configurator import adopt, adopt_model_sizes, at_least, configure, one_of, setting_names
-from data.bins import check_bins, check_ids, find_bins, open_bin
-from data.tokens import check_tokens, codec_for, find_meta, vocabulary_remark
+from data.bins import check_ids, open_bin
+from data.dataset import Dataset
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
 from nanogpt.checkpoint import has_run, load_model_file
 from nanogpt.distributed import Processes, pick_backend, share_evenly
-from nanogpt.errors import ROOT
 from nanogpt.forecast import Forecast
 from nanogpt.mfu import RunningMFU
 from nanogpt.optim import NonFiniteGuard, clip_gradients, restore_optimizer, schedule_remark
@@ -116,8 +114,7 @@ say(compile_remark, devices.emulation_remark(dtype, device))
 devices.pick_attention(attention, device, dtype)
 devices.set_deterministic(deterministic)
 processes.check_sharding(sharding, optimizer, dtype)
-data_dir = os.path.join(ROOT, "data", dataset)
-bins = find_bins(data_dir, block_size, dataset)
+data = Dataset(dataset, block_size)  # its bins, and what the ids in them stand for
 run_log.check_loggers(folder, tensorboard_log, wandb_log)
 torch.manual_seed(seed + rank)
 
@@ -125,27 +122,23 @@ torch.manual_seed(seed + rank)
 forecast = Forecast(plan and rank == 0, device)
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
-meta = find_meta(data_dir)
-if meta:
-    say(f"found vocab_size = {meta['vocab_size']} (inside {os.path.join('data', dataset, 'meta.pkl')})")
+say(data.found)
 if saved:
-    remarks += folder.forget_other_data(saved, dataset, meta)
+    remarks += folder.forget_other_data(saved, dataset) + data.check_resumed(saved, folder.loaded_path)
     say(f"Resuming training from {out_dir}", *remarks)
     model = GPT.from_checkpoint(saved, folder.loaded_path, dropout)
 elif init_from == "scratch":
-    say("Initializing a new model from scratch")
-    if not meta:
-        say("no meta.pkl beside the data: vocab_size = 50304, GPT-2's 50257 rounded up for speed")
-    vocab_size = meta["vocab_size"] if meta else 50304
-    model = GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias))
+    say("Initializing a new model from scratch", data.rounded)
+    model = GPT(GPTConfig(block_size, data.vocab_size, n_layer, n_head, n_embd, dropout, bias))
 elif has_run(init_from):
     start, path, remarks = load_model_file(init_from)
-    say(f"Initializing from the model in {path}", *remarks, check_tokens(start, path, dataset, meta))
+    data.check_tokens(start, path)
+    say(f"Initializing from the model in {path}", *remarks)
     model = GPT.from_checkpoint(start, path, dropout)
 else:
     say(f"Initializing from GPT-2 weights: {init_from}")
     model = GPT.from_pretrained(init_from, {"dropout": dropout})
-    say(vocabulary_remark(init_from, model.config.vocab_size, dataset, meta))
+    say(data.remark_on(init_from, model.config.vocab_size))
 model.crop_block_size(block_size)
 model.recompute, model.loss_only = recompute, True
 adopt_model_sizes(globals(), given, model.config, init_from)  # n_layer, n_head, n_embd and bias are now the model's
@@ -162,17 +155,17 @@ if progress.nothing_left(iter_num) and not eval_only:
 
 # ---- data ----------------------------------------------------------------------------------------------------------
 vocab_size = model.config.vocab_size
-fingerprints = check_bins(bins, block_size, vocab_size, dataset, expected=saved.get("data"))
+fingerprints = data.check(block_size, vocab_size, expected=saved.get("data"))
 # get_batch alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
 batch_generator = torch.Generator().set_state(torch.get_rng_state())
 
 
 def get_batch(split):
     """(x, y), each (B, T) int64 on the device: random windows of the split's tokens, and the token after each."""
-    tokens = open_bin(bins[split])  # a new memory map each time: one that is held keeps every page it has read
+    tokens = open_bin(data.bins[split])  # a new memory map each time: one that is held keeps every page it has read
     start = torch.randint(len(tokens) - block_size, (batch_size,), generator=batch_generator).numpy()
     window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
-    check_ids(window, vocab_size, bins[split], start)
+    check_ids(window, vocab_size, data.bins[split], start)
     ids = devices.to_device(torch.from_numpy(window), device)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
@@ -244,8 +237,8 @@ def save(name, point):
         say(f"{name} is not written: the loss or its gradient is not finite")
         return
     folder.save(
-        name, model, optim, scaler, point, iter_num=iter_num, **progress.for_checkpoint(), config=config, meta=meta,
-        data=fingerprints, wandb_id=log.wandb_id,
+        name, model, optim, scaler, point, iter_num=iter_num, **progress.for_checkpoint(), config=config,
+        data=fingerprints, **data.kept(), wandb_id=log.wandb_id,
         machine={"device_type": device_type, "dtype": dtype, "compile": compile},
     )  # fmt: skip
 
@@ -259,7 +252,7 @@ if point and point["batch"] and point["batch"][0].shape == (batch_size, block_si
 else:
     x, y = get_batch("train")  # (B, T)
 log = run_log.open_log(folder, iter_num, evaluated, config, saved.get("wandb_id"))
-samples = ShortSamples(sample_interval, codec_for(meta) if sample_interval else None, vocab_size, seed, device)
+samples = ShortSamples(sample_interval, data, vocab_size, seed, device)
 saved = start = None  # frees the checkpoint, which is as large as the model and its optimizer
 guard = NonFiniteGuard(device, optimizer, sharding, scaler, max_nonfinite)
 clock = devices.Clock(device)

@@ -1,4 +1,7 @@
-"""Token bins as train.py finds them: raw little-endian uint16 token ids, no header."""
+"""Token bins as train.py finds them: raw little-endian token ids, no header.
+
+They are uint16 in train.bin and val.bin, as nanoGPT's. Ids that uint16 does not hold are uint32, in train.u32.bin and
+val.u32.bin: under the other names nanoGPT would read them as uint16, and train on garbage."""
 
 import hashlib
 import os
@@ -10,18 +13,23 @@ from nanogpt.errors import UserError, command
 FULL_CHECK_TOKENS = 1 << 26  # a longer bin is checked in samples here, and each batch when it is drawn
 
 
+SPLITS = ("train", "val")
+
+
+def bin_name(split, dtype):
+    """The name of the split's bin whose ids are of that dtype, uint16 or uint32."""
+    return f"{split}.bin" if np.dtype(dtype).itemsize == 2 else f"{split}.u32.bin"
+
+
+def dtype_in(path):
+    """The dtype of the ids in the bin at `path`, by its name."""
+    return np.dtype("<u4" if path.endswith(".u32.bin") else "<u2")
+
+
 def open_bin(path):
-    """The bin's tokens as a read-only memory map, uint16 (n,). Open it for each batch: pages once read count as this
-    process's memory while a map is held."""
-    return np.memmap(path, dtype="<u2", mode="r")
-
-
-def find_bins(data_dir, block_size, dataset):
-    """{split: path} of the bins in `data_dir`; UserError by check_size()."""
-    bins = {split: os.path.join(data_dir, f"{split}.bin") for split in ("train", "val")}
-    for path in bins.values():
-        check_size(path, block_size, dataset)
-    return bins
+    """The bin's tokens as a read-only memory map, uint16 or uint32 (n,). Open it for each batch: pages once read count
+    as this process's memory while a map is held."""
+    return np.memmap(path, dtype=dtype_in(path), mode="r")
 
 
 def check_size(path, block_size, dataset):
@@ -33,11 +41,13 @@ def check_size(path, block_size, dataset):
         if dataset == "openwebtext":  # train.py's own choice, and 53 GB
             what += f"; to begin with something small, {command('data/shakespeare_char/prepare.py')}"
         raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); {what}")
-    size = os.path.getsize(path)
-    if size % 2:
+    size, width = os.path.getsize(path), dtype_in(path).itemsize
+    if size % width and width == 2:
         raise UserError(f"{path}: {size:,} bytes is odd, and a token is two: the file is cut or is no token bin")
-    if size // 2 < block_size + 1:
-        raise UserError(f"{path}: {size // 2:,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
+    if size % width:
+        raise UserError(f"{path}: {size:,} bytes is no multiple of a token's four: the file is cut or is no token bin")
+    if size // width < block_size + 1:
+        raise UserError(f"{path}: {size // width:,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
 
 
 def check_bins(bins, block_size, vocab_size, dataset, expected):

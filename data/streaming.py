@@ -1,20 +1,18 @@
 """Text from token ids as they come: whole characters only, up to a text that ends it."""
 
-import codecs
-
 
 def stream_text(prompt_ids, new_ids, codec, stop=""):
     """Yields the text of `prompt_ids`, and then, part by part, that of `new_ids` up to where the text `stop` begins.
 
-    new_ids: an iterator; nothing is taken from it after `stop`. A token may end within a character: its bytes wait
-    until the character is complete, and at the end what is left becomes a replacement character."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    yield decoder.decode(b"".join(map(codec.piece, prompt_ids)))
+    new_ids: an iterator; nothing is taken from it after `stop`. A token may end within a character, whose bytes wait
+    until it is complete."""
+    stream = codec.stream()
+    yield stream.add(prompt_ids)
 
     def texts():
         for id in new_ids:
-            yield decoder.decode(codec.piece(id))
-        yield decoder.decode(b"", final=True)
+            yield stream.add([id])
+        yield stream.end()
 
     yield from until(stop, texts())
 

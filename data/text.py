@@ -2,21 +2,24 @@
 
 import hashlib
 import os
-import pickle
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
 import numpy as np
 
-from data.tokens import BPECodec, bpe_pieces
+from data.dataset import remove, write_dataset
+from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, train_tokenizer
+from data.tokens import BPECodec, CharCodec, bpe_pieces, shown
 from nanogpt.device import usable_cores
 from nanogpt.errors import ROOT, UserError, command
 from nanogpt.text_file import decoded
 
 DATA = os.path.join(ROOT, "data")
 READ = 1 << 17  # bytes read at a time
+TRAIN_BYTES = 100_000_000  # of text that a tokenizer is trained on, at most
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
@@ -97,7 +100,7 @@ def download(url, path, sha256):
         status = getattr(error.response, "status_code", None)
         reason = f"HTTP status {status}" if status else type(error).__name__
     finally:
-        _remove(path + ".tmp")
+        remove(path + ".tmp")
     if reason:
         raise UserError(f"cannot download {url} ({reason}): fetch it by other means and save it as {path}")
 
@@ -134,51 +137,6 @@ def split_at(n, val_fraction):
     return n_train
 
 
-def write_dataset(folder, train, val, meta=None):
-    """Writes train.bin, val.bin and, if there is `meta`, meta.pkl, each whole, all of them or none.
-
-    train, val: iterables of arrays of ids. Returns how many tokens each has. UserError where an id is
-    too large for uint16.
-    """
-    os.makedirs(folder, exist_ok=True)
-    counts = []
-    try:
-        for split, arrays in (("train", train), ("val", val)):
-            with open(os.path.join(folder, f"{split}.bin.tmp"), "wb") as f:
-                for ids in arrays:
-                    if len(ids) and ids.max() >= 1 << 16:
-                        raise UserError(f"the vocabulary is too large: id {ids.max():,} is no uint16")
-                    f.write(ids.astype("<u2").tobytes())
-                f.flush()
-                os.fsync(f.fileno())
-                counts.append(f.tell() // 2)
-        if meta:
-            with open(os.path.join(folder, "meta.pkl.tmp"), "wb") as f:
-                pickle.dump(meta, f)
-                f.flush()
-                os.fsync(f.fileno())
-        publish(folder, meta)
-    finally:
-        for name in ("train.bin", "val.bin", "meta.pkl"):
-            _remove(os.path.join(folder, name + ".tmp"))
-    return counts
-
-
-def publish(folder, meta=None):
-    """Gives the finished files in `folder` their names. An old meta.pkl goes: it told of other ids."""
-    for name in ("train.bin", "val.bin"):
-        os.replace(os.path.join(folder, name + ".tmp"), os.path.join(folder, name))
-    if meta:
-        os.replace(os.path.join(folder, "meta.pkl.tmp"), os.path.join(folder, "meta.pkl"))
-    else:
-        _remove(os.path.join(folder, "meta.pkl"))
-
-
-def _remove(path):
-    if os.path.exists(path):
-        os.remove(path)
-
-
 def prepare_chars(folder, text):
     """Makes `folder` a dataset of `text`, a character a token, the first 90 % train. Prints facts."""
     characters = sorted(set(text))
@@ -195,34 +153,103 @@ def prepare_chars(folder, text):
     ids = id_of[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
     itos = dict(enumerate(characters))
     meta = {"vocab_size": vocab_size, "itos": itos, "stoi": {c: i for i, c in itos.items()}}
-    _print_counts(write_dataset(folder, [ids[:n_train]], [ids[n_train:]], meta))
+    parts = [[(ids[:n_train], len(text[:n_train].encode()))], [(ids[n_train:], len(text[n_train:].encode()))]]
+    _print_counts(write_dataset(folder, *parts, vocab_size, meta=meta))
 
 
-def prepare_bpe(folder, paths, val_fraction=0.1):
-    """Makes `folder` a dataset of the files `paths` in GPT-2's tokens, holding little of them in memory.
+def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
+    """Makes `folder` a dataset of the files `paths` in tokens of a tokenizer, holding little of them in memory.
 
-    Between two files comes <|endoftext|>. The last `val_fraction` of the characters are val. Prints facts.
+    The tokens are those of --tokenizer=`tokenizer`, or of a tokenizer of `vocab_size` tokens that is trained on the
+    text, or GPT-2's. Between two files comes <|endoftext|>. The last `val_fraction` of the characters are val. Prints
+    facts.
     """
-    codec = BPECodec()
-    end = np.array([codec.eot], dtype="<u2")
+    codec = None if vocab_size else pick_codec(tokenizer)
+    if vocab_size:
+        check_vocab_size(vocab_size)
     # one pass to count; it finds a bad file before anything is written
     lengths = [sum(map(len, text_chunks([path]))) for path in paths]
     n_train = split_at(sum(lengths), val_fraction)
+    if vocab_size:
+        n_bytes = sum(map(os.path.getsize, paths)) * n_train // sum(lengths)
+        text = train_tokenizer(_training_texts(paths, n_train, n_bytes), vocab_size)
+        codec = codec_of_tokenizer(text, "the new tokenizer")
+    say_end(codec)
+    missing, changed = Counter(), []
 
     def pieces(start, stop):
         """The characters [start, stop) of all files in pieces, and "" where a file ends and another follows."""
         for i, (path, length) in enumerate(zip(paths, lengths, strict=True)):
             if start < length and stop > 0:
-                yield from bpe_pieces(text_chunks([path], start, stop))
+                yield from codec.pieces(text_chunks([path], start, stop))
                 if length <= stop and i + 1 < len(paths):
                     yield ""
             start, stop = start - length, stop - length
 
-    def ids(split, start, stop):
-        texts = progress(pieces(start, stop), f"tokenising {split}, characters", stop - start)
-        return in_threads(lambda text: codec.encode_ordinary(text) if text else end, texts)
+    def encoded(text):
+        """(ids, bytes) of a piece."""
+        if not text:
+            return end_of_text(codec), 0
+        ids = codec.encode_ordinary(text)
+        missing.update(codec.missing(text, ids))
+        if not codec.bytes_by_id and not changed and codec.decode(ids) != text:
+            changed.append(text)
+        return ids, len(text.encode())
 
-    _print_counts(write_dataset(folder, ids("train", 0, n_train), ids("val", n_train, sum(lengths))))
+    def arrays(split, start, stop):
+        texts = progress(pieces(start, stop), f"tokenising {split}, characters", stop - start)
+        yield from in_threads(encoded, texts)
+        check_missing(missing)
+
+    parts = arrays("train", 0, n_train), arrays("val", n_train, sum(lengths))
+    _print_counts(write_dataset(folder, *parts, codec.vocab_size, tokenizer=codec.tokenizer))
+    if changed:
+        print("the tokenizer's normalizer changes the text: decoding the tokens gives another one")
+
+
+def _training_texts(paths, n_train, n_bytes):
+    """Pieces of the first `n_train` characters of the files, some `n_bytes` bytes: TRAIN_BYTES of them, evenly."""
+    share, seen, taken = min(1.0, TRAIN_BYTES / n_bytes), 0, 0
+    if share < 1:
+        print(f"training the tokenizer on {TRAIN_BYTES:,} of {n_bytes:,} bytes, taken evenly over the training part")
+    texts = bpe_pieces(text_chunks(paths, 0, n_train))
+    for text in progress(texts, "training a tokenizer, characters", n_train):
+        seen += len(text)
+        if taken + len(text) <= share * seen or share == 1:
+            taken += len(text)
+            yield text
+
+
+def pick_codec(tokenizer):
+    """The codec of --tokenizer=`tokenizer`, "" for GPT-2's. UserError where it has no codec of words or bytes."""
+    if not tokenizer:
+        return BPECodec()
+    codec = find_tokenizer(tokenizer)
+    if isinstance(codec, CharCodec):
+        raise UserError(f"--tokenizer={tokenizer} is one of characters: data/text_char/prepare.py makes such a dataset")
+    if codec.cuts_at_lines:
+        print("the text is cut at line ends every 131,072 characters or so: this tokenizer's ids may hang on where")
+    return codec
+
+
+def say_end(codec):
+    """Prints which id ends a document."""
+    if codec.eot is None:
+        print("this tokenizer has no token for the end of a document: nothing stands between two of them")
+    elif codec.tokenizer:
+        print(f"{codec.end} is id {codec.eot}; where it stands in the text, it is plain text")
+
+
+def end_of_text(codec):
+    """The ids that end a document: one, or none."""
+    return np.array([] if codec.eot is None else [codec.eot], dtype=np.uint32)
+
+
+def check_missing(missing):
+    """UserError on the characters in the Counter `missing`, which a tokenizer's vocabulary lacks."""
+    if missing:
+        most = ", ".join(f"{shown(character)} {count:,} times" for character, count in missing.most_common(5))
+        raise UserError(f"the tokenizer has no tokens for {len(missing):,} characters of the text: {most}")
 
 
 def in_threads(function, items):

@@ -160,32 +160,32 @@ def _copy_weights(model, stored, path):
 # out
 
 
-def write_folder(to, model, codec, eot):
-    """Writes `model` (a GPT) and its tokenizer to the folder `to`, whole or not at all. OSError where that fails.
-
-    `eot` is the id of <|endoftext|> where `codec` is GPT-2's byte pairs, and None where it is one of characters.
-    """
+def write_folder(to, model, codec, tokenizer):
+    """Writes `model` (a GPT) and `tokenizer`, the text of a tokenizer.json for its `codec`, to the folder `to`, whole
+    or not at all. OSError where that fails."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    eot = codec.eot  # None where no id ends a document
     generation = {"bos_token_id": eot, "eos_token_id": eot}
     if padding := [i for i in range(model.config.vocab_size) if not codec.known(i)]:
         generation["suppress_tokens"] = padding  # ids that stand for no text, which sample.py does not draw either
-    bpe = eot is not None
-    tokenizer = {"tokenizer_class": "GPT2TokenizerFast" if bpe else "PreTrainedTokenizerFast"}
-    tokenizer |= {"model_max_length": model.config.block_size, "clean_up_tokenization_spaces": False}
-    tokenizer["model_input_names"] = ["input_ids", "attention_mask"]  # a GPT-2 would add embeddings of token_type_ids
-    if bpe:
-        tokenizer |= {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token")}
-        tokenizer["add_prefix_space"] = False
+    about = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    about |= {"model_max_length": model.config.block_size, "clean_up_tokenization_spaces": False}
+    about["model_input_names"] = ["input_ids", "attention_mask"]  # a GPT-2 would add embeddings of token_type_ids
+    if eot is not None:
+        about |= dict.fromkeys(("bos_token", "eos_token"), codec.end)
+    if eot is not None and not codec.tokenizer:  # GPT-2's own
+        about |= {"tokenizer_class": "GPT2TokenizerFast", "unk_token": codec.end, "add_prefix_space": False}
     folder = os.path.abspath(to)
     temporary = f"{folder}.{os.getpid()}.tmp"  # beside it, and renamed once it is whole
     try:
         os.makedirs(temporary)
         _write_json(temporary, "config.json", _config(model.config, eot))
         _write_json(temporary, "generation_config.json", generation)
-        _write_json(temporary, "tokenizer_config.json", tokenizer)
-        _write_json(temporary, "tokenizer.json", {"version": "1.0"} | (_bpe if bpe else _characters)(codec))
+        _write_json(temporary, "tokenizer_config.json", about)
+        with open(os.path.join(temporary, "tokenizer.json"), "w", encoding="utf-8") as f:
+            f.write(tokenizer)
         save_file(_weights(model), os.path.join(temporary, "model.safetensors"), metadata={"format": "pt"})
         if os.path.isdir(folder):
             os.rmdir(folder)
@@ -225,42 +225,3 @@ def _weights(model):
             bias = name.removesuffix("weight").removesuffix("bias") + "bias"
             weights.setdefault(bias, torch.zeros(weights[name].shape[-1]))  # a matrix is (in, out) here
     return weights
-
-
-def _characters(codec):
-    """tokenizer.json of a CharCodec: the text is split after every character, and each is looked up."""
-    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
-    model = {"type": "WordLevel", "vocab": codec.stoi, "unk_token": ""}
-    return {"added_tokens": [], "pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}
-
-
-def _bpe(codec):
-    """tokenizer.json of GPT-2's byte pairs, whose format spells each byte as a visible character.
-
-    Printable bytes of Latin-1 are spelt as they are, the others by the characters from U+0100 on. To find a token's
-    merge, its bytes are merged by all merges before it: two parts are left.
-    """
-    tokens = [codec.piece(i) for i in range(codec.eot)]
-    ranks = {token: rank for rank, token in enumerate(tokens)}
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    spelling = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
-
-    def spell(token):
-        return "".join(spelling[byte] for byte in token)
-
-    merges = []
-    for rank, token in enumerate(tokens):
-        parts = [bytes([byte]) for byte in token]
-        while len(parts) > 2:
-            pairs = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:], strict=False)]
-            at = pairs.index(min(pairs))
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        if len(parts) == 2:
-            merges.append([spell(part) for part in parts])
-    end = {"id": codec.eot, "content": "<|endoftext|>", "special": True, "normalized": False}
-    end |= {"single_word": False, "lstrip": False, "rstrip": False}
-    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
-    vocab = {spell(token): rank for rank, token in enumerate(tokens)} | {end["content"]: codec.eot}
-    model = {"type": "BPE", "vocab": vocab, "merges": merges}
-    return {"added_tokens": [end], "pre_tokenizer": by_bytes, "decoder": by_bytes, "model": model}

@@ -74,10 +74,10 @@ class RunFolder:
             remarks.append(f"the run was on {kind}: dtype, compile and attention are chosen anew for {device_type}")
         return saved, resumed, remarks
 
-    def forget_other_data(self, saved, dataset, meta):
+    def forget_other_data(self, saved, dataset):
         """Removes from the checkpoint `saved` what belongs to another dataset than `dataset`; returns remarks.
 
-        `meta` is the dataset's find_meta(). Losses on two datasets do not compare, so the best val loss is forgotten.
+        Losses on two datasets do not compare, so the best val loss is forgotten.
         """
         remarks, before = [], saved["config"].get("dataset", dataset)
         if before != dataset:
@@ -86,9 +86,6 @@ class RunFolder:
                 saved.pop(name, None)
             for point in saved.get("points", []):
                 point["batch"] = None
-        tokens_before, tokens = (found and found.get("stoi") for found in (saved.get("meta"), meta))
-        if "meta" in saved and tokens_before != tokens:
-            remarks.append(f"the ids of {dataset} stand for other tokens now: what the model knows of them is lost")
         return remarks
 
     def prepare(self, resumed):

@@ -8,11 +8,12 @@ TOKENS = 100
 class ShortSamples:
     """Samples of TOKENS tokens after evaluations, each from a generator of its own."""
 
-    def __init__(self, interval, codec, vocab_size, seed, device):
-        """interval: iterations from one sample to the next; 0: none. codec: of the run's dataset."""
-        self.interval, self.codec, self.seed, self.device = interval, codec, seed, device
+    def __init__(self, interval, data, vocab_size, seed, device):
+        """interval: iterations from one sample to the next; 0: none. data: the run's Dataset."""
+        self.interval, self.seed, self.device = interval, seed, device
         if not interval:
             return
+        self.codec = codec = data.codec()
         known = [codec.known(id) for id in range(vocab_size)]
         self.allowed = torch.tensor(known, device=device)
         self.first = next((id for id in range(vocab_size) if known[id] and codec.piece(id) == b"\n"), known.index(True))

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from configurator import adopt, at_least, configure
 from data.bins import check_bin, check_ids, open_bin
-from data.tokens import CharCodec, read_meta
+from data.meta import read_meta
+from data.tokens import CharCodec
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt.device import pick_compile, pick_device, pick_dtype

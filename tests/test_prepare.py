@@ -24,7 +24,8 @@ from prepare_scripts import (
     prepare, tiktoken_gpt2, write_text,
 )  # fmt: skip
 
-from data.tokens import CharCodec, read_meta
+from data.meta import read_meta
+from data.tokens import CharCodec
 
 @needs_shakespeare
 def test_tiny_shakespeare_by_character_is_nanogpts_dataset(work):
@@ -48,7 +49,7 @@ def test_tiny_shakespeare_by_character_is_nanogpts_dataset(work):
     assert train[:6].tolist() == [18, 47, 56, 57, 58, 1]  # "First ", as nanoGPT's train.bin begins
     with open(SHAKESPEARE, encoding="utf-8") as f:
         assert "".join(meta["itos"][i] for i in np.concatenate([train, val]).tolist()) == f.read()
-    assert sorted(files_in(folder)) == ["input.txt", "meta.pkl", "prepare.py", "train.bin", "val.bin"]
+    assert sorted(files_in(folder)) == ["dataset.json", "input.txt", "meta.pkl", "prepare.py", "train.bin", "val.bin"]
 
 
 @needs_shakespeare
@@ -60,7 +61,7 @@ def test_tiny_shakespeare_in_byte_pairs_has_nanogpts_counts_and_finds_the_other_
     assert "train has 301,966 tokens" in result.stdout and "val has 36,059 tokens" in result.stdout
     train, val = ids(work, "shakespeare", "train"), ids(work, "shakespeare", "val")
     assert (len(train), len(val)) == (301_966, 36_059)
-    assert sorted(files_in(work / "data" / "shakespeare")) == ["prepare.py", "train.bin", "val.bin"]
+    assert sorted(files_in(work / "data" / "shakespeare")) == ["dataset.json", "prepare.py", "train.bin", "val.bin"]
 
 
 @needs_bpe
@@ -218,7 +219,7 @@ def test_openwebtext_from_a_folder_is_nanogpts_recipe_and_goes_on_after_a_stop(w
     assert f"train has {len(expected['train']):,} tokens" in result.stdout
     for split in ("train", "val"):
         assert ids(work, "openwebtext", split).tolist() == expected[split]
-    assert sorted(files_in(folder)) == ["prepare.py", "train.bin", "val.bin"]
+    assert sorted(files_in(folder)) == ["dataset.json", "prepare.py", "train.bin", "val.bin"]
 
     # as a stop after 1,000 documents leaves it, with marks for their tokens, and half-written ones behind
     done = [i for i, token in enumerate(expected["train"]) if token == 50256][999] + 1
@@ -237,7 +238,7 @@ def test_openwebtext_from_a_folder_is_nanogpts_recipe_and_goes_on_after_a_stop(w
     assert result.returncode == 0 and "going on after document 1,000" in result.stdout, result.stderr
     assert ids(work, "openwebtext", "train").tolist() == [7] * done + expected["train"][done:]
     assert ids(work, "openwebtext", "val").tolist() == expected["val"]
-    assert sorted(files_in(folder)) == ["prepare.py", "train.bin", "val.bin"]
+    assert sorted(files_in(folder)) == ["dataset.json", "prepare.py", "train.bin", "val.bin"]
 
 
 @needs_bpe
@@ -444,14 +445,16 @@ def test_openwebtexts_documents_stay_as_they_are_but_for_a_leading_bom(gpt2):
     """The function alone: the script itself downloads, or needs another library."""
     source = (ROOT / "data" / "openwebtext" / "prepare.py").read_text(encoding="utf-8")
     function = source[source.index("def encode(") : source.index("def tokenise(")]
-    from data.tokens import BPECodec, bpe_pieces
+    from data.text import check_missing, end_of_text
+    from data.tokens import BPECodec
     from nanogpt.errors import UserError
 
-    names = {"codec": BPECodec(), "bpe_pieces": bpe_pieces, "np": np, "end": np.array([50256]), "UserError": UserError}
+    names = {"codec": BPECodec(), "np": np, "dtype": np.dtype("<u2"), "UserError": UserError}
+    names |= {"check_missing": check_missing, "end_of_text": end_of_text}
     exec(function, names)
-    found = names["encode"]({"text": ["\ufeffa\r\nb\r", "c\ufeffd", ""]}).tolist()
+    ids, n_bytes = names["encode"]({"text": ["\ufeffa\r\nb\r", "c\ufeffd", ""]})
     expected = [*gpt2.encode_ordinary("a\r\nb\r"), 50256, *gpt2.encode_ordinary("c\ufeffd"), 50256, 50256]
-    assert found == expected
+    assert ids.tolist() == expected and ids.dtype == np.uint16 and n_bytes == len("a\r\nb\rc\ufeffd".encode())
 
 
 # ----------------------------------------------------------------------------------------------

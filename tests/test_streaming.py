@@ -3,6 +3,7 @@
 import pytest
 
 from data.streaming import stream_text, until
+from data.tokens import ByteStream
 
 
 @pytest.mark.parametrize("stop", ["\n\n", "aab", "x", "the end", ""])
@@ -26,6 +27,9 @@ class Bytes:
 
     def piece(self, id):
         return bytes([id])
+
+    def stream(self):
+        return ByteStream(self)
 
 
 def test_a_character_comes_once_its_last_byte_is_there_and_a_half_one_is_replaced_at_the_end():

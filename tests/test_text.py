@@ -11,7 +11,7 @@ from prepare_scripts import PROXIES, UNICODE, files_in, write_text
 
 from data import text as data_text
 from data.text import text_chunks, text_files
-from data.tokens import read_meta
+from data.meta import read_meta
 from nanogpt.errors import UserError
 from nanogpt.text_file import decoded, read_text
 
@@ -81,25 +81,6 @@ def test_more_characters_than_uint16_holds_are_refused_and_65536_are_not(tmp_pat
     meta = read_meta(tmp_path / "meta.pkl")
     assert meta["vocab_size"] == 1 << 16 and meta["stoi"][characters[(1 << 16) - 1]] == (1 << 16) - 1
     assert np.fromfile(tmp_path / "val.bin", dtype="<u2")[-1] == (1 << 16) - 1
-
-
-def test_a_dataset_is_written_whole_or_not_at_all(tmp_path):
-    one = [np.array([1, 2, 3])]
-    assert data_text.write_dataset(str(tmp_path), one, one, {"vocab_size": 4}) == [3, 3]
-    before = files_in(tmp_path)
-    assert before["train.bin"] == b"\1\0\2\0\3\0"
-
-    def stops():
-        yield np.array([5])
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError):
-        data_text.write_dataset(str(tmp_path), [np.array([4])], stops())
-    with pytest.raises(UserError, match="100,000"):
-        data_text.write_dataset(str(tmp_path), [np.array([4, 100_000])], one)
-    assert files_in(tmp_path) == before
-    data_text.write_dataset(str(tmp_path), one, one)
-    assert sorted(files_in(tmp_path)) == ["train.bin", "val.bin"]  # the old meta.pkl told of other ids
 
 
 # ----------------------------------------------------------------------------------------------

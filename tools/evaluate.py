@@ -19,8 +19,9 @@ import torch
 
 from configurator import at_least, configure, one_of
 from data.bins import check_ids, check_size, open_bin
-from data.text import text_chunks
-from data.tokens import BPECodec, bpe_pieces, codec_for, codec_of_folder, codec_of_run, find_meta
+from data.text import check_missing, text_chunks
+from data.dataset import bin_path, codec_of_dataset, codec_of_folder, codec_of_run, find_meta
+from data.tokens import CharCodec
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices
@@ -55,7 +56,7 @@ dtype = devices.pick_dtype(dtype, device)
 def tokens_of_dataset(name):
     """The codec of data/NAME, or None and why there is none: its tokens cannot be made into text."""
     try:
-        return codec_for(find_meta(os.path.join(ROOT, "data", name))), None
+        return codec_of_dataset(os.path.join(ROOT, "data", name)), None
     except UserError as error:
         return None, error
 
@@ -93,11 +94,14 @@ if stride > block_size:
 
 def ids_of_file(path):
     """Yields the ids of the text in `path`, part by part."""
-    if isinstance(codec, BPECodec):
-        yield from map(codec.encode_ordinary, bpe_pieces(text_chunks([path])))
-    else:
+    if isinstance(codec, CharCodec):
         for text in text_chunks([path]):
             yield np.array(codec.encode(text), dtype=np.int64)
+        return
+    for text in codec.pieces(text_chunks([path])):
+        ids = codec.encode_ordinary(text)
+        check_missing(codec.missing(text, ids))
+        yield ids
 
 
 def ids_of_split(path):
@@ -116,7 +120,7 @@ if file:
 else:
     dataset = dataset or own_dataset
     data_dir = os.path.join(ROOT, "data", dataset)
-    path = os.path.join(data_dir, f"{split}.bin")
+    path = bin_path(data_dir, split)
     check_size(path, 1, dataset)
     theirs, remark = tokens_of_dataset(dataset)
     if codec and theirs and not same_tokens(codec, theirs):
@@ -126,12 +130,13 @@ else:
         raise UserError(f"{dataset} has {meta['vocab_size']} tokens and the model {vocab_size}: they differ")
     codec, why_unknown = theirs and codec, why_unknown or remark
     name, n_tokens, chunks = split, len(open_bin(path)), ids_of_split(path)
-if codec is None:
+if codec and not codec.bytes_by_id:
+    why_unknown = "this tokenizer's normalizer may change a text, so an id does not tell its bytes"
+if codec is None or not codec.bytes_by_id:
     processes.say(f"no bits per byte: {why_unknown}")
     bytes_of = None
 else:  # <|endoftext|> stands for no bytes
-    silent = {codec.eot} if isinstance(codec, BPECodec) else set()
-    pieces = (codec.piece(i) if codec.known(i) and i not in silent else b"" for i in range(vocab_size))
+    pieces = (codec.piece(i) if codec.known(i) and i != codec.eot else b"" for i in range(vocab_size))
     bytes_of = np.array([len(piece) for piece in pieces])
 
 # ---- the loss ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from configurator import configure
-from data.tokens import BPECodec, codec_of_run
+from data.dataset import codec_of_run
+from data.tokenizer import tokenizer_of
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt import gpt2
@@ -33,6 +34,6 @@ model = GPT.from_checkpoint(checkpoint, path)
 codec, more_remarks = codec_of_run(checkpoint, path, model.config.vocab_size)
 for remark in remarks + more_remarks:
     print(remark)
-gpt2.write_folder(to, model, codec, eot=codec.eot if isinstance(codec, BPECodec) else None)
+gpt2.write_folder(to, model, codec, tokenizer_of(codec))
 print(f"wrote {to} from {path}")
 print(f"to sample from it: {command('sample.py', f'--init_from={to}')}")

@@ -20,7 +20,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import torch
 
 from configurator import adopt, at_least, configure, documented, one_of
-from data.tokens import find_meta
+from data.bins import SPLITS, dtype_in
+from data.dataset import bin_path, new_vocab_size
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import gpt2, planning
@@ -67,9 +68,8 @@ if run.to:
 # ---- the model, without its memory -------------------------------------------------------------------------------
 
 data_dir = os.path.join(ROOT, "data", run.dataset)
-meta = find_meta(data_dir)
 sizes = {name: namespace[name] for name in ("n_layer", "n_head", "n_embd", "bias", "block_size")}
-sizes["vocab_size"] = run.vocab_size or (meta["vocab_size"] if meta else 50304)
+sizes["vocab_size"] = run.vocab_size or new_vocab_size(data_dir)
 if resumes or has_run(run.init_from):
     sizes = (saved if resumes else peek(run.init_from))["model_args"]
     sizes = {name: sizes[name] for name in ("n_layer", "n_head", "n_embd", "bias", "vocab_size", "block_size")}
@@ -171,14 +171,14 @@ if capacity:
 table(rows)
 moments = 8 * parameters - (4 * 12 * config.n_layer * config.n_embd**2 if run.optimizer == "muon" else 0)
 print(f"\na checkpoint: {amount(4 * parameters + moments)}")
-bins = [os.path.join(data_dir, f"{split}.bin") for split in ("train", "val")]
+bins = [bin_path(data_dir, split) for split in SPLITS]
 there = [os.path.getsize(path) for path in bins if os.path.exists(path)]
 print(f"the data: {amount(sum(there))}" if there else f"the data: {run.dataset} is not prepared here")
 
 # ---- tokens and loss ---------------------------------------------------------------------------------------------
 
 tokens = tokens_per_iter * (run.max_iters + 1)
-passes = f", {tokens / (there[0] / 2):,.2f} passes over the data" if there else ""
+passes = f", {tokens / (there[0] / dtype_in(bins[0]).itemsize):,.2f} passes over the data" if there else ""
 print(f"\ntokens in all: {number(tokens)} in {run.max_iters + 1:,} iterations{passes}")
 ratio = tokens / parameters
 print(f"tokens a parameter: {ratio:.3g}; {planning.COMPUTE_OPTIMAL} is compute-optimal (Hoffmann et al. 2022)")

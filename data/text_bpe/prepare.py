@@ -1,10 +1,10 @@
-"""Any text in GPT-2's byte-pair tokens, for finetuning or for training from scratch.
+"""Any text in byte-pair tokens: GPT-2's, a tokenizer trained on this text, or one that you bring.
 
-usage: python data/text_bpe/prepare.py FILE ... [--name=mytext] [--val_fraction=0.1]
+usage: python data/text_bpe/prepare.py FILE ... [--vocab_size=4096 | --tokenizer=PATH] [--name=mytext]
 
 Reads UTF-8 text files, one after the other (of a folder, every .txt below it; they may be larger
 than memory), and writes train.bin and, from the end of the text, val.bin. Between two files comes
-<|endoftext|>.
+<|endoftext|>. --vocab_size and most of --tokenizer need: pip install tokenizers
 """
 
 import os
@@ -17,11 +17,19 @@ from data.text import data_folder, prepare_bpe, print_next, text_files
 from nanogpt.errors import UserError, command
 
 name = "text_bpe"  # the dataset's name: the folder under data/ that it is written to
+vocab_size = 0  # train a tokenizer of this many tokens on the text; 0: take GPT-2's tokens, or those of --tokenizer
+tokenizer = ""  # a tokenizer.json, a folder that has one, or the name of an encoding of tiktoken's
 val_fraction = 0.1  # the part of the text, at its end, that is kept for validation
 
 files = []
 configure(globals(), positional=files.append)
 if not files:
     raise UserError(f"give the text: {command('data/text_bpe/prepare.py')} FILE ...")
-prepare_bpe(data_folder(name), text_files(files), val_fraction)
-print_next("config/finetune_shakespeare.py", f"--dataset={name}", "--init_from=gpt2", f"--out_dir=out-{name}")
+if vocab_size and tokenizer:
+    raise UserError("give --vocab_size, to train a tokenizer, or --tokenizer, to take one, and not both")
+prepare_bpe(data_folder(name), text_files(files), val_fraction, tokenizer, vocab_size)
+own = [f"--dataset={name}", f"--out_dir=out-{name}"]
+if vocab_size or tokenizer:
+    print_next("config/train_text_bpe_cpu.py", *own)
+else:
+    print_next("config/finetune_shakespeare.py", own[0], "--init_from=gpt2", own[1])

@@ -1,0 +1,211 @@
+"""data/dataset.py: dataset.json, and which tokens the ids of a dataset, a run or a folder stand for."""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+from conftest import write_synthetic
+from prepare_scripts import files_in
+
+from data import dataset as data_dataset
+from data.dataset import Dataset, codec_of_run, new_vocab_size, write_dataset
+from data.tokens import BPECodec
+from nanogpt.errors import UserError
+
+ABC = {"vocab_size": 3, "stoi": {"a": 0, "b": 1, "é": 2}, "itos": {0: "a", 1: "b", 2: "é"}}
+BAC = {"vocab_size": 3, "stoi": {"b": 0, "a": 1, "é": 2}, "itos": {0: "b", 1: "a", 2: "é"}}
+
+# ----------------------------------------------------------------------------------------------
+# which codec a checkpoint's ids have
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """dataset(meta) -> the folder data/mine, whose meta.pkl is `meta`; None writes no meta.pkl."""
+    monkeypatch.setattr(data_dataset, "ROOT", str(tmp_path))
+    return lambda meta: write_synthetic(tmp_path / "data" / "mine", meta)
+
+
+def checkpoint(**more):
+    return {"config": {"dataset": "mine"}, **more}
+
+
+def test_the_checkpoints_characters_come_before_the_data_folders(dataset):
+    folder = dataset(BAC)
+    codec, [remark] = codec_of_run(checkpoint(meta=ABC), "out/ckpt.pt", 3)
+    assert codec.decode([0, 1, 2]) == "abé" and codec.encode("ab") == [0, 1]
+    assert str(folder) in remark and "using those in out/ckpt.pt" in remark and "\n" not in remark
+
+
+@pytest.mark.parametrize("here", [ABC, ABC | {"vocab_size": 9}, {"vocab_size": 3}, {"vocab_size": 7}])
+def test_where_the_data_folder_says_nothing_else_nothing_is_said(dataset, here):
+    dataset(here)
+    codec, remarks = codec_of_run(checkpoint(meta=ABC), "out/ckpt.pt", 3)
+    assert codec.decode([0, 1, 2]) == "abé" and remarks == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no pickle", b"cos\nsystem\n(S'touch it_ran'\ntR."])
+def test_without_a_readable_meta_the_checkpoints_serves_and_nothing_is_said(dataset, tmp_path, content):
+    folder = dataset(None)
+    (folder / "train.bin").unlink()
+    if content is not None:
+        (folder / "meta.pkl").write_bytes(content)
+    codec, remarks = codec_of_run(checkpoint(meta=ABC), "out/ckpt.pt", 3)
+    assert codec.decode([2]) == "é" and remarks == [] and not os.path.exists("it_ran")
+
+
+def test_a_dataset_prepared_again_in_gpt2s_tokens_is_said(dataset):
+    dataset(None)
+    codec, [remark] = codec_of_run(checkpoint(meta=ABC), "out/ckpt.pt", 3)
+    assert codec.decode([1]) == "b" and "out/ckpt.pt" in remark
+
+
+def test_a_run_on_gpt2s_tokens_keeps_them_where_the_dataset_has_characters_now(dataset, shared):
+    dataset(ABC)
+    codec, [remark] = codec_of_run(checkpoint(meta=None), "out/ckpt.pt", 50304)
+    assert isinstance(codec, BPECodec) and "out/ckpt.pt" in remark
+
+
+@pytest.mark.parametrize("kept", [{}, {"meta": {"vocab_size": 3}}])
+def test_where_the_checkpoint_has_no_characters_the_data_folders_serve(dataset, kept):
+    """nanoGPT's checkpoints have none; and a run may have been trained with vocab_size alone."""
+    dataset(BAC)
+    codec, remarks = codec_of_run(checkpoint(**kept), "out/ckpt.pt", 3)
+    assert codec.decode([0, 1]) == "ba" and remarks == []
+    assert np.array_equal(codec.encode("ab"), [1, 0])
+
+
+def test_where_neither_has_characters_the_line_names_the_file(dataset):
+    folder = dataset({"vocab_size": 3})
+    with pytest.raises(UserError, match="no characters") as error:
+        codec_of_run(checkpoint(meta={"vocab_size": 3}), "out/ckpt.pt", 3)
+    assert str(folder / "meta.pkl") in str(error.value)
+
+
+
+
+# ----------------------------------------------------------------------------------------------
+# dataset.json
+
+
+def pairs(*lists):
+    """Splits as a prepare script hands them over: arrays of ids, each with the bytes it stands for."""
+    return [(np.array(ids), 2 * len(ids)) for ids in lists]
+
+
+def facts_of(folder):
+    return json.loads((folder / "dataset.json").read_text())
+
+
+def test_a_dataset_is_written_whole_or_not_at_all(tmp_path):
+    one = pairs([1, 2, 3])
+    assert write_dataset(str(tmp_path), one, one, 4, meta={"vocab_size": 4}) == [3, 3]
+    before = files_in(tmp_path)
+    assert before["train.bin"] == b"\1\0\2\0\3\0"
+    assert sorted(before) == ["dataset.json", "meta.pkl", "train.bin", "val.bin"]
+
+    def stops():
+        yield from pairs([5])
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        write_dataset(str(tmp_path), pairs([4]), stops(), 6)
+    with pytest.raises(UserError, match="100,000"):
+        write_dataset(str(tmp_path), pairs([4, 100_000]), one, 50257)
+    assert files_in(tmp_path) == before
+    write_dataset(str(tmp_path), one, one, 4)
+    assert sorted(files_in(tmp_path)) == ["dataset.json", "train.bin", "val.bin"]  # the old meta.pkl told of other ids
+
+
+def test_ids_that_uint16_does_not_hold_go_to_bins_of_another_name_and_the_other_kind_goes(tmp_path):
+    names = {2: ["dataset.json", "train.bin", "val.bin"], 4: ["dataset.json", "train.u32.bin", "val.u32.bin"]}
+    for vocab_size, width in ((65536, 2), (65537, 4), (200_019, 4), (50257, 2)):
+        write_dataset(str(tmp_path), pairs([1, vocab_size - 1]), pairs([0], [2]), vocab_size)
+        assert sorted(files_in(tmp_path)) == names[width]
+        written = (tmp_path / names[width][1]).read_bytes()
+        assert written == (1).to_bytes(width, "little") + (vocab_size - 1).to_bytes(width, "little")
+        assert facts_of(tmp_path)["dtype"] == f"uint{8 * width}"
+
+
+def test_dataset_json_says_what_the_bins_are(tmp_path):
+    write_dataset(str(tmp_path), pairs([1, 2], [3]), pairs([0]), 300, tokenizer="the text, é")
+    facts = facts_of(tmp_path)
+    assert facts["tokens"] == {"train": 3, "val": 1} and facts["bytes"] == {"train": 6, "val": 2}
+    assert (facts["dtype"], facts["vocab_size"]) == ("uint16", 300)
+    digest = hashlib.sha256("the text, é".encode()).hexdigest()
+    assert facts["tokenizer"] == {"file": "tokenizer.json", "sha256": digest}
+    assert (tmp_path / "tokenizer.json").read_text(encoding="utf-8") == "the text, é"
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A folder data/mine with a dataset of characters and its dataset.json."""
+    monkeypatch.setattr(data_dataset, "ROOT", str(tmp_path))
+    folder = tmp_path / "data" / "mine"
+    write_dataset(str(folder), pairs([0, 1, 2] * 9), pairs([2, 1] * 9), 3, meta=ABC)
+    return folder
+
+
+def checked(block_size=4, vocab_size=3):
+    data = Dataset("mine", block_size)
+    return data, data.check(block_size, vocab_size, None)
+
+
+def test_a_dataset_with_and_without_its_dataset_json_is_the_same(prepared):
+    data, fingerprints = checked()
+    assert data.found == f"found vocab_size = 3 (inside {os.path.join('data', 'mine', 'meta.pkl')})"
+    (prepared / "dataset.json").unlink()
+    bare, bare_fingerprints = checked()
+    assert (bare.found, bare.vocab_size, bare.kept()) == (data.found, data.vocab_size, data.kept())
+    assert fingerprints == bare_fingerprints
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin"])
+@pytest.mark.parametrize("change", [lambda b: b + b"\0\0", lambda b: b"\1\0" + b[2:], lambda b: b[:-4]])
+def test_bins_that_dataset_json_does_not_describe_are_one_line(prepared, name, change):
+    (prepared / name).write_bytes(change((prepared / name).read_bytes()))
+    with pytest.raises(UserError, match=f"{name} is not the one that dataset.json"):
+        checked()
+
+
+@pytest.mark.parametrize("change", [
+    lambda f: f.pop("dtype"), lambda f: f.update(dtype="float32"), lambda f: f.update(vocab_size=0),
+    lambda f: f.update(vocab_size=True), lambda f: f.update(vocab_size=1 << 30), lambda f: f.update(tokens=[1, 2]),
+    lambda f: f["tokens"].pop("val"), lambda f: f["bytes"].update(train="9"), lambda f: f.pop("fingerprints"),
+    lambda f: f["tokenizer"].update(file="../meta.pkl"), lambda f: f["tokenizer"].pop("sha256"),
+    lambda f: f.update(tokenizer="gpt2"),
+])  # fmt: skip
+def test_a_dataset_json_that_is_not_one_is_one_line(prepared, change):
+    facts = facts_of(prepared)
+    change(facts)
+    (prepared / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="dataset.json is not a dataset's"):
+        checked()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[", b"[" * 100_000, b"9" * 5000])
+def test_a_dataset_json_that_is_no_json_is_one_line(prepared, content):
+    (prepared / "dataset.json").write_bytes(content)
+    with pytest.raises(UserError, match="dataset.json"):
+        checked()
+
+
+def test_a_tokenizers_file_that_has_changed_or_is_missing_is_one_line(prepared):
+    whole = (prepared / "meta.pkl").read_bytes()
+    (prepared / "meta.pkl").write_bytes(whole + b" ")
+    with pytest.raises(UserError, match="meta.pkl has changed since"):
+        checked()
+    (prepared / "meta.pkl").unlink()
+    with pytest.raises(UserError, match="meta.pkl is missing"):
+        checked()
+
+
+@pytest.mark.parametrize("size, model", [(4096, 4096), (8192, 8192), (8193, 8256), (50257, 50304), (200_019, 200_064)])
+def test_a_new_model_has_a_multiple_of_64_ids_above_8192_and_this_is_said(prepared, size, model):
+    write_dataset(str(prepared), pairs([1, 2] * 9), pairs([0, 1] * 9), size, tokenizer="{}")
+    data = Dataset("mine", 4)
+    assert data.vocab_size == new_vocab_size(str(prepared)) == model
+    assert f"found vocab_size = {size} (inside" in data.found and "dataset.json" in data.found
+    assert (data.rounded is None) == (size == model) and (size == model or f"vocab_size = {model}" in data.rounded)
