@@ -156,6 +156,7 @@ if progress.nothing_left(iter_num) and not eval_only:
 # ---- data ----------------------------------------------------------------------------------------------------------
 vocab_size = model.config.vocab_size
 fingerprints = data.check(block_size, vocab_size, expected=saved.get("data"))
+samples = ShortSamples(sample_interval, data, vocab_size, seed, device)
 # get_batch alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
 batch_generator = torch.Generator().set_state(torch.get_rng_state())
 
@@ -252,7 +253,6 @@ if point and point["batch"] and point["batch"][0].shape == (batch_size, block_si
 else:
     x, y = get_batch("train")  # (B, T)
 log = run_log.open_log(folder, iter_num, evaluated, config, saved.get("wandb_id"))
-samples = ShortSamples(sample_interval, data, vocab_size, seed, device)
 saved = start = None  # frees the checkpoint, which is as large as the model and its optimizer
 guard = NonFiniteGuard(device, optimizer, sharding, scaler, max_nonfinite)
 clock = devices.Clock(device)

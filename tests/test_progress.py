@@ -1,12 +1,13 @@
 """Runs that end by themselves: patience, max_seconds, samples on the way; exact on resume, unchanged where off."""
 
 import math
+import pickle
 import re
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SYNTHETIC, TINY, error_line, flags
+from conftest import SYNTHETIC, TINY, error_line, flags, tree
 
 from nanogpt.progress import Progress, duration
 
@@ -217,3 +218,12 @@ def test_a_negative_budget_is_one_line(run, tmp_path, argument):
     result = run("train.py", *flags(TINY, out_dir=tmp_path / "out"), argument, expect=2)
     assert "must be at least 0" in error_line(result)
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_data_whose_ids_stand_for_no_text_are_refused_before_anything_is_moved(run, own_project, tmp_path):
+    settings = TINY | dict(out_dir=tmp_path / "out")
+    run("train.py", *flags(settings), project=own_project)
+    before = tree(tmp_path / "out")
+    (own_project / "data" / "synthetic" / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 61}))
+    result = run("train.py", *flags(settings), "--sample_interval=4", project=own_project, expect=2)
+    assert "meta.pkl" in error_line(result) and tree(tmp_path / "out") == before
