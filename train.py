@@ -240,23 +240,18 @@ def save(name, point):
     folder.save(
         name, model, optim, scaler, point, iter_num=iter_num, **progress.for_checkpoint(), config=config,
         data=fingerprints, **data.kept(), wandb_id=log.wandb_id,
-        machine={"device_type": device_type, "dtype": dtype, "compile": compile},
     )  # fmt: skip
 
 
 # ---- the training loop ---------------------------------------------------------------------------------------------
 processes.listen()  # from here on SIGTERM, SIGINT and SIGHUP stop the run between two micro-steps
-point = folder.restore_point(saved, device, batch_generator, seed + rank)  # sets the generators, too
-evaluated = bool(point) and point["evaluated"]
-if point and point["batch"] and point["batch"][0].shape == (batch_size, block_size):
-    x, y = (ids.to(device) for ids in point["batch"])  # the batch that the stopped run had drawn already
-else:
-    x, y = get_batch("train")  # (B, T)
+batch, evaluated = folder.restore_point(saved, device, batch_generator, seed + rank, (batch_size, block_size))
+x, y = batch or get_batch("train")  # (B, T); a stopped run had drawn its next batch already
 log = run_log.open_log(folder, iter_num, evaluated, config, saved.get("wandb_id"))
 saved = start = None  # frees the checkpoint, which is as large as the model and its optimizer
 guard = NonFiniteGuard(device, optimizer, sharding, scaler, max_nonfinite)
 clock = devices.Clock(device)
-saved_at, last_mark = iter_num, clock.mark()
+saved_at = iter_num
 
 if eval_only and (losses := estimate_loss()):
     say(run_log.step_line(iter_num, losses))
@@ -309,18 +304,17 @@ while iter_num <= max_iters and not eval_only:
     guard.step(optim, grad_norm)
 
     # time, and log: an evaluation and a save count in the time of their iteration, as in nanoGPT
-    now = clock.mark()
+    clock.tick()
     progress.tokens_seen += tokens_per_iter
     logged = iter_num % log_interval == 0
     guard.report(iter_num, logged, say, out_dir)
     if logged:
-        dt = clock.seconds(last_mark, now)
+        dt = clock.seconds()
         loss = loss.item() * micro_steps  # rank 0's last micro-batch
         shown_mfu = running_mfu.update(iter_num, tokens_per_iter / world_size, dt)
         say(f"iter {iter_num}: loss {loss:.4f}, time {dt * 1000:.2f}ms, mfu {shown_mfu}")
         log.write(iter=iter_num, kind="train", train_loss=loss, tokens_seen=progress.tokens_seen, lr=lr, ms=dt * 1000,
                   grad_norm=grad_norm.item(), tokens_per_s=tokens_per_iter / dt, mfu=running_mfu.value)  # fmt: skip
-    last_mark = now
     iter_num += 1
 
 # ---- the run has finished, or was asked to stop --------------------------------------------------------------------

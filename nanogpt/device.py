@@ -215,14 +215,18 @@ def to_device(tokens, device):
 
 
 class Clock:
-    """Marks in the time of `device`, and the seconds between two of them.
+    """The time of an iteration on `device`: tick() ends one and begins the next, seconds() is what the last took.
 
-    CUDA and MPS run their kernels later. There a mark is an event in the device's queue, and only seconds() waits. Use
-    a mark as `end` only once: on MPS a second wait for an event, or a synchronize() before elapsed_time(), never ends.
+    CUDA and MPS run their kernels later. There a mark is an event in the device's queue, and only seconds() waits. Call
+    it once a tick: on MPS a second wait for an event, or a synchronize() before elapsed_time(), never ends.
     """
 
     def __init__(self, device):
         self.device_type = torch.device(device).type
+        self.start, self.end = None, self.mark()
+
+    def tick(self):
+        self.start, self.end = self.end, self.mark()
 
     def mark(self):
         if self.device_type == "cpu":
@@ -231,12 +235,12 @@ class Clock:
         event.record()
         return event
 
-    def seconds(self, start, end):
+    def seconds(self):
         if self.device_type == "cpu":
-            return end - start
+            return self.end - self.start
         if self.device_type == "cuda":
-            end.synchronize()
-        return start.elapsed_time(end) / 1000
+            self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1000
 
 
 def peak_host_bytes():

@@ -97,24 +97,26 @@ class RunFolder:
             if moved:
                 self.processes.say(f"an earlier run's files were in {self.out_dir}: moved to {moved}")
 
-    def restore_point(self, saved, device, batches, seed):
-        """Sets this process's random generators to where `saved` has them. Returns its resume point.
+    def restore_point(self, saved, device, batches, seed, batch_shape):
+        """Sets this process's random generators to where `saved` has them. Returns (batch, evaluated): the (x, y) that
+        the run had drawn already, or None if it has none of that `batch_shape`; whether its iteration was evaluated.
 
-        Returns None for a new run, for nanoGPT's checkpoints, and if the number of processes has changed. In the last
-        case it prints a line, and seeds the generator of the `batches` again, with `seed`.
+        A new run, and nanoGPT's checkpoints, have neither. Nor has a run whose number of processes has changed: then
+        this prints a line, and seeds the generator of the `batches` again, with `seed`.
         """
         points, now = saved.get("points"), self.processes.world_size
         if points is None:
-            return None
+            return None, False
         if len(points) != now:
             self.processes.say(
                 f"the run had {len(points)} processes and has {now} now: from here on other batches come"
             )
             batches.manual_seed(seed + 1_000_003 * saved["iter_num"])
-            return None
+            return None, False
         point = points[self.processes.rank]
         restore_generators(point["generators"], device, batches)
-        return point
+        fits = point["batch"] and point["batch"][0].shape == batch_shape
+        return [ids.to(device) for ids in point["batch"]] if fits else None, point["evaluated"]
 
     def save(self, name, model, optim, scaler, point, **facts):
         """Writes out_dir/name: model, optimizer and loss scaler, every process's resume `point`, and `facts`."""
@@ -124,6 +126,9 @@ class RunFolder:
         if keep:
             state = {"model": weights, "model_args": model.config.as_model_args(), "optimizer": moments}
             state |= {"scaler": scaler.state_dict(), "points": points, "run_id": self.run_id}
+            config = facts["config"]
+            state["machine"] = {"device_type": torch.device(config["device"]).type}
+            state["machine"] |= {"dtype": config["dtype"], "compile": config["compile"]}
             checkpoint.save(state | facts, os.path.join(self.out_dir, name))
         self.processes.wait()
         taken = time.monotonic() - began

@@ -181,7 +181,8 @@ tokens = tokens_per_iter * (run.max_iters + 1)
 passes = f", {tokens / (there[0] / dtype_in(bins[0]).itemsize):,.2f} passes over the data" if there else ""
 print(f"\ntokens in all: {number(tokens)} in {run.max_iters + 1:,} iterations{passes}")
 ratio = tokens / parameters
-print(f"tokens a parameter: {number(ratio) if ratio >= 100 else format(ratio, '.3g')}; {planning.COMPUTE_OPTIMAL} is compute-optimal (Hoffmann et al. 2022)")
+shown = number(ratio) if ratio >= 100 else format(ratio, ".3g")
+print(f"tokens a parameter: {shown}; {planning.COMPUTE_OPTIMAL} is compute-optimal (Hoffmann et al. 2022)")
 loss = planning.expected_loss(parameters, tokens)
 print(f"loss by their formula: {loss:.2f} nats a token. A rough guess: their text, their 32,000 tokens, one pass")
 
