@@ -17,6 +17,7 @@ from data.dataset import Dataset
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
+from nanogpt.bits_per_byte import bits_per_byte
 from nanogpt.checkpoint import has_run, load_model_file
 from nanogpt.distributed import Processes, pick_backend, share_evenly
 from nanogpt.forecast import Forecast
@@ -157,6 +158,7 @@ if progress.nothing_left(iter_num) and not eval_only:
 vocab_size = model.config.vocab_size
 fingerprints = data.check(block_size, vocab_size, expected=saved.get("data"))
 samples = ShortSamples(sample_interval, data, vocab_size, seed, device)
+text_bytes = data.text_bytes(vocab_size, device)
 # get_batch alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
 batch_generator = torch.Generator().set_state(torch.get_rng_state())
 
@@ -209,18 +211,23 @@ def get_lr(it):
 
 @torch.no_grad()
 def estimate_loss():
-    """{split: mean loss over eval_iters batches}, each process computing a part of them; None if asked to stop."""
+    """{split: mean loss over eval_iters batches}, and "val_bpb", the val loss in bits per byte; None if asked to stop.
+
+    Each process computes a part of the batches."""
     model.eval()
     mean = {}
     for split in ("train", "val"):
-        losses = torch.zeros(math.ceil(eval_iters / world_size), world_size, device=device)  # a column per process
+        # a column per process: the loss of each of its batches, and the bytes of text that its tokens stand for
+        found = torch.zeros(2, math.ceil(eval_iters / world_size), world_size, device=device)
         with autocast:  # one context for all batches: without torch.compile it casts each weight only once
-            for row in losses:
+            for row in range(found.size(1)):
                 if processes.asked_to_stop():
                     return None
-                row[rank] = eval_model(*get_batch(split))[1]
-        processes.add_up(losses)
-        mean[split] = losses.flatten()[:eval_iters].mean().item()
+                x, y = get_batch(split)
+                found[:, row, rank] = torch.stack([eval_model(x, y)[1], text_bytes.of(y)])
+        processes.add_up(found)
+        mean[split], n_bytes = (each.flatten()[:eval_iters].mean().item() for each in found)
+    mean["val_bpb"] = bits_per_byte(mean["val"] * batch_size * block_size, n_bytes)
     model.train()
     return mean
 
@@ -273,7 +280,7 @@ while iter_num <= max_iters and not eval_only:
         better = progress.note_evaluation(losses, iter_num)
         progress_line = progress.line(iter_num)
         log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
-                  tokens_per_s=progress.rate, tokens_seen=progress.tokens_seen)  # fmt: skip
+                  val_bpb=losses["val_bpb"], tokens_per_s=progress.rate, tokens_seen=progress.tokens_seen)  # fmt: skip
         if (better or (always_save_checkpoint and finite)) and iter_num > 0:
             say(f"saving checkpoint to {out_dir}")
             save("ckpt.pt", point)

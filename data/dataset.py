@@ -19,7 +19,8 @@ import numpy as np
 from data.bins import SPLITS, bin_name, check_bin, check_size, dtype_in, fingerprint
 from data.meta import check_meta, read_meta
 from data.tokenizer import LARGEST_ID, codec_of_tokenizer, read_tokenizer, same_tokenizer
-from data.tokens import BPECodec, CharCodec, codec_that_fits, dtype_of
+from data.tokens import BPECodec, CharCodec, bytes_of_ids, codec_that_fits, dtype_of, gpt2_is_cached
+from nanogpt.bits_per_byte import TextBytes
 from nanogpt.errors import ROOT, UserError
 
 GPT2_VOCAB_SIZE = 50304  # of a new model: GPT-2's 50257, rounded up for speed
@@ -86,6 +87,18 @@ class Dataset:
     def kept(self):
         """What a checkpoint keeps of its tokens: the keys meta (characters; None: GPT-2's) or tokenizer (its text)."""
         return {"tokenizer": self.tokenizer} if self.tokenizer else {"meta": self.meta}
+
+    def text_bytes(self, vocab_size, device):
+        """The TextBytes of its ids, for a model of `vocab_size` ids on `device`.
+
+        GPT-2's are counted by id only if tiktoken need not fetch its vocabulary: training needs no network."""
+        mean = self.facts["bytes"]["val"] / self.facts["tokens"]["val"] if self.facts else 0.0
+        fetches = not self.meta and not self.tokenizer and not gpt2_is_cached()
+        try:
+            by_id = None if fetches else bytes_of_ids(self.codec(), vocab_size)
+        except UserError:  # a meta.pkl without characters, say, or tokenizers is not installed
+            by_id = None
+        return TextBytes(by_id, mean, device)
 
     def codec(self):
         """What turns its text into ids and back."""

@@ -9,7 +9,10 @@ A prepare script uses three more: pieces(texts), encode_ordinary(text) and missi
 """
 
 import codecs
+import hashlib
+import os
 import re
+import tempfile
 from collections import Counter
 
 import numpy as np
@@ -29,6 +32,15 @@ def codec_that_fits(codec, vocab_size, path):
     if codec.vocab_size > vocab_size:
         raise UserError(f"{path} has {vocab_size} token ids, fewer than the {codec.vocab_size} of its dataset's codec")
     return codec
+
+
+def bytes_of_ids(codec, vocab_size):
+    """How many bytes of text each of `vocab_size` ids stands for, (V,) int64: none for the end of a document, and for
+    ids that stand for nothing. None where an id does not tell."""
+    if not codec.bytes_by_id:
+        return None
+    pieces = (codec.piece(i) if codec.known(i) and i != codec.eot else b"" for i in range(vocab_size))
+    return np.array([len(piece) for piece in pieces])
 
 
 def first_prompt(codec, start):
@@ -131,6 +143,15 @@ class BPECodec:
 
     def missing(self, text, ids):
         return Counter()  # there is a token for each byte
+
+
+def gpt2_is_cached():
+    """Whether tiktoken has GPT-2's vocabulary on disk, so that it need not fetch it. It names a file by its address."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    folder = os.path.join(tempfile.gettempdir(), "data-gym-cache") if folder is None else folder
+    base = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+    names = (hashlib.sha1((base + name).encode()).hexdigest() for name in ("vocab.bpe", "encoder.json"))
+    return all(os.path.exists(os.path.join(folder, name)) for name in names)
 
 
 def gpt2_encoding():

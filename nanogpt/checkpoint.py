@@ -19,6 +19,7 @@ OPTIONAL_KEYS = {
     "optimizer": dict, "best_val_loss": (int, float, torch.Tensor), "points": list, "scaler": dict, "best_iter": int,
     "tokens_seen": int, "seconds": (int, float), "machine": dict, "run_id": str, "meta": (dict, type(None)),
     "data": dict, "wandb_id": (str, type(None)), "evals_since_best": int, "time_over": (int, float), "tokenizer": str,
+    "best_bpb": (float, type(None)),
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from nanogpt.bits_per_byte import bits_per_byte
 from nanogpt.cross_entropy import softmax_rows
 from nanogpt.errors import UserError
 
@@ -96,7 +97,7 @@ class Totals:
     @property
     def bits_per_byte(self):
         """None where the predicted tokens stand for no bytes, or it is not known for which."""
-        return self.nats / math.log(2) / self.bytes if self.bytes else None
+        return bits_per_byte(self.nats, self.bytes)
 
     @property
     def standard_error(self):

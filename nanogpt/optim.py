@@ -228,7 +228,7 @@ class NonFiniteGuard:
 
     def note_evaluation(self, losses):
         """Whether the losses of an evaluation, {split: loss}, are finite; remembered until the next."""
-        self.evaluation_is_finite = all(map(math.isfinite, losses.values()))
+        self.evaluation_is_finite = math.isfinite(losses["train"]) and math.isfinite(losses["val"])
         return self.evaluation_is_finite
 
     def allows_save(self, model, point, autocast):

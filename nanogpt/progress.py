@@ -13,9 +13,9 @@ def duration(seconds):
 class Progress:
     """The counters of a run over all its resumes. Every process calls these methods; rank 0's clock decides for all.
 
-    Public: best_val_loss, best_iter, tokens_seen; rate, tokens per second between the last two lines; ended_by, the
-    setting that ended the run before max_iters, or ""; by_clock, whether the learning rate follows the clock, and
-    share_of_time, how much of that decay has passed, from 0 to 1.
+    Public: best_val_loss, best_iter, best_bpb (bits per byte, or None), tokens_seen; rate, tokens per second between
+    the last two lines; ended_by, the setting that ended the run before max_iters, or ""; by_clock, whether the learning
+    rate follows the clock, and share_of_time, how much of that decay has passed, from 0 to 1.
     """
 
     def __init__(self, saved, iter_num, config, tokens_per_iter, folder, now=time.monotonic):
@@ -27,7 +27,7 @@ class Progress:
         self.patience, self.max_seconds = config["patience"], config["max_seconds"]
         self.tokens_per_iter, self.folder, self.now = tokens_per_iter, folder, now
         self.best_val_loss = float(saved.get("best_val_loss", math.inf))
-        self.best_iter = saved.get("best_iter", iter_num)
+        self.best_iter, self.best_bpb = saved.get("best_iter", iter_num), saved.get("best_bpb")
         self.tokens_seen = saved.get("tokens_seen", iter_num * tokens_per_iter)
         self.evals_since_best = saved.get("evals_since_best", 0)
         self.time_over = saved.get("time_over", 0.0)  # the max_seconds that ended the saved run
@@ -89,7 +89,7 @@ class Progress:
             self.evaluations.append(self.seconds() - self.last_check)
         better = losses["val"] < self.best_val_loss
         if better:
-            self.best_val_loss, self.best_iter = losses["val"], iter_num
+            self.best_val_loss, self.best_iter, self.best_bpb = losses["val"], iter_num, losses.get("val_bpb")
         self.evals_since_best = 0 if better else self.evals_since_best + 1
         if 0 < self.patience <= self.evals_since_best:
             self.ended_by = f"patience = {self.patience}"
@@ -119,6 +119,7 @@ class Progress:
     def for_checkpoint(self):
         """What a checkpoint holds of this."""
         return {
-            "best_val_loss": self.best_val_loss, "best_iter": self.best_iter, "tokens_seen": self.tokens_seen,
+            "best_val_loss": self.best_val_loss, "best_iter": self.best_iter, "best_bpb": self.best_bpb,
+            "tokens_seen": self.tokens_seen,
             "seconds": self.seconds(), "evals_since_best": self.evals_since_best, "time_over": self.time_over,
         }  # fmt: skip

@@ -82,7 +82,7 @@ class RunFolder:
         remarks, before = [], saved["config"].get("dataset", dataset)
         if before != dataset:
             remarks.append(f"the best val loss so far was on {before}: it is forgotten, and that on {dataset} counts")
-            for name in ("best_val_loss", "best_iter", "evals_since_best", "data"):
+            for name in ("best_val_loss", "best_iter", "best_bpb", "evals_since_best", "data"):
                 saved.pop(name, None)
             for point in saved.get("points", []):
                 point["batch"] = None

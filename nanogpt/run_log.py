@@ -27,7 +27,7 @@ def start_line(processes, device, dtype, compile, optimizer, sharding, mfu):
 
 
 def step_line(iter_num, losses):
-    """The line of an evaluation, whose `losses` are {split: nats per token}."""
+    """The line of an evaluation, whose `losses` are {split: nats a token}, and more."""
     return f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
 
 
@@ -48,9 +48,10 @@ def stopped_lines(out_dir, iter_num):
 def finished_lines(out_dir, progress, iter_num, device):
     """Those of a run that has ended by itself: what it came to."""
     why = [f"ended by {progress.ended_by} at iteration {iter_num}"] if progress.ended_by else []
+    bpb = f"{progress.best_bpb:.4f} bits per byte, " if progress.best_bpb is not None else ""
     return [
         *why,
-        f"best val loss {progress.best_val_loss:.4f} at iteration {progress.best_iter}, "
+        f"best val loss {progress.best_val_loss:.4f} at iteration {progress.best_iter}, {bpb}"
         f"{progress.tokens_seen:,} tokens seen, {duration(progress.seconds())} in all, at most {peak_memory(device)}",
         f"to see what it writes: {command('sample.py', f'--out_dir={out_dir}')}",
         f"to see the curves: {command('tools/plot.py', out_dir)}",
@@ -92,7 +93,10 @@ class RunLog:
     Rows are appended to out_dir/log.csv, and sent to TensorBoard and Weights & Biases where these are asked for.
     """
 
-    columns = ("iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen")
+    columns = (
+        "iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen",
+        "val_bpb",
+    )  # fmt: skip
     wandb_id = last_mfu = None
 
     def __init__(self, out_dir, iter_num, evaluated):

@@ -647,3 +647,16 @@ def test_runs_of_several_processes_end_by_the_clock_together_with_samples_and_a_
     assert 3 < torch.load(tmp_path / "out" / "last.pt")["seconds"] < 6
     assert "sample at iteration 0:" in result.lines
     assert [line.split(":")[0] for line in result.lines if "forecast" in line] == ["forecast", "forecast and fact"]
+
+
+def test_several_processes_have_the_bits_per_byte_of_all_batches(run_ranks, tmp_path):
+    settings = TINY | dict(eval_iters=3, gradient_accumulation_steps=2, max_iters=4)
+    found = {}
+    for sharding in ("ddp", "fsdp"):
+        out_dir = tmp_path / sharding
+        run_ranks(2, *flags(settings, sharding=sharding, out_dir=out_dir))
+        with open(out_dir / "log.csv", newline="") as f:
+            found[sharding] = [(float(row["val_loss"]), float(row["val_bpb"])) for row in csv.DictReader(f) if row["val_bpb"]]
+    assert found["ddp"] == found["fsdp"] and len(found["ddp"]) == 2
+    for loss, bpb in found["ddp"]:
+        assert bpb == pytest.approx(loss / math.log(2), rel=1e-6)  # each of these characters is one byte

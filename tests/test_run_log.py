@@ -41,10 +41,19 @@ LOG_HEADER = ",".join(run_log.RunLog.columns) + "\n"
     ids=["torn number", "torn row", "zeros", "no text", "odd digit", "open quote", "long number", "negative"],
 )
 def test_a_torn_log_loses_its_torn_rows_alone(tmp_path, tail):
-    whole = [f"{i},train,4.1,,0.01,1.0,3.0,100,,{64 * (i + 1)}" for i in range(9)]
+    whole = [f"{i},train,4.1,,0.01,1.0,3.0,100,,{64 * (i + 1)}," for i in range(9)]
     (tmp_path / "log.csv").write_bytes((LOG_HEADER + "\n".join(whole) + "\n").encode() + tail)
     run_log.RunLog(str(tmp_path), 20, False)
     assert (tmp_path / "log.csv").read_text().split() == [LOG_HEADER.strip(), *whole]
+
+
+def test_a_log_from_before_a_column_was_added_is_continued(tmp_path):
+    columns = run_log.RunLog.columns
+    old, row = ",".join(columns[:-1]), "3,eval,2.1,2.2,0.01,,,100,,64"
+    (tmp_path / "log.csv").write_text(f"{old}\n{row}\n")
+    run_log.RunLog(str(tmp_path), 20, False).write(iter=20, kind="eval", val_loss=2.0, val_bpb=1.5)
+    kept, new = read_log(tmp_path / "log.csv")
+    assert kept == dict(zip(columns, row.split(",") + [""], strict=True)) and new["val_bpb"] == "1.5"
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\xff\xfe\x00garbage", b"a,b\n1,2\n", b"iter\n3\n20\n", b"\n\n,,,\n"])

@@ -20,8 +20,8 @@ import torch
 from configurator import at_least, configure, one_of
 from data.bins import check_ids, check_size, open_bin
 from data.text import check_missing, text_chunks
-from data.dataset import bin_path, codec_of_dataset, codec_of_folder, codec_of_run, find_meta
-from data.tokens import CharCodec
+from data.dataset import bin_path, codec_of_dataset, codec_of_folder, codec_of_run, find_meta, read_facts
+from data.tokens import CharCodec, bytes_of_ids
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices
@@ -130,14 +130,12 @@ else:
         raise UserError(f"{dataset} has {meta['vocab_size']} tokens and the model {vocab_size}: they differ")
     codec, why_unknown = theirs and codec, why_unknown or remark
     name, n_tokens, chunks = split, len(open_bin(path)), ids_of_split(path)
-if codec and not codec.bytes_by_id:
-    why_unknown = "this tokenizer's normalizer may change a text, so an id does not tell its bytes"
-if codec is None or not codec.bytes_by_id:
-    processes.say(f"no bits per byte: {why_unknown}")
-    bytes_of = None
-else:  # <|endoftext|> stands for no bytes
-    pieces = (codec.piece(i) if codec.known(i) and i != codec.eot else b"" for i in range(vocab_size))
-    bytes_of = np.array([len(piece) for piece in pieces])
+bytes_of = codec and bytes_of_ids(codec, vocab_size)
+facts = codec and not file and read_facts(data_dir)
+mean_bytes = facts["bytes"][split] / facts["tokens"][split] if facts and bytes_of is None else None
+if bytes_of is None and mean_bytes is None:
+    unclear = "this tokenizer's normalizer may change a text, so an id does not tell its bytes"
+    processes.say(f"no bits per byte: {unclear if codec else why_unknown}")
 
 # ---- the loss ----------------------------------------------------------------------------------------------------
 
@@ -161,6 +159,7 @@ with devices.autocast(device, dtype):
         bytes_of, device, processes, show,
     )  # fmt: skip
 if totals:
+    totals.bytes = totals.tokens * mean_bytes if mean_bytes else totals.bytes
     processes.say(totals.line(name))
 model = None
 processes.leave()

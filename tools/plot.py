@@ -19,6 +19,7 @@ from nanogpt import checkpoint as ckpt
 from nanogpt.errors import UserError, command, require
 from nanogpt.run_log import read_log
 
+bpb = False  # draw bits per byte in place of nats a token, to compare runs with different tokens
 to = ""  # the picture, its kind by its name (.svg, .pdf; without one .png); empty: loss.png in the first OUT_DIR
 
 out_dirs = []
@@ -49,15 +50,31 @@ def curves(out_dir):
         rows, log = read_log(path), {}
         for kind in ("train", "eval"):
             of_kind = [row for row in rows if row["kind"] == kind]
-            columns = ("iter", "train_loss", "val_loss", "lr")
-            log[kind] = {name: np.array([float(row[name] or "nan") for row in of_kind]) for name in columns}
+            columns = ("iter", "train_loss", "val_loss", "lr", "val_bpb")
+            log[kind] = {name: np.array([float(row.get(name) or "nan") for row in of_kind]) for name in columns}
     except (ValueError, KeyError):
         raise UserError(f"{path} is not a log of train.py") from None
+    if bpb and rows:
+        in_bits_per_byte(log, path)
     if not rows:
         with open(path, "rb") as f:
             lines = f.read().count(b"\n")
         raise UserError(f"{path} {'has no rows yet' if lines <= 1 else 'is not a log of train.py'}")
     return log
+
+
+def in_bits_per_byte(log, path):
+    """Replaces the losses in `log`, nats a token, by bits per byte. UserError if `path` has none.
+
+    Only the val loss was measured in both. A token of the training part has as many bytes as one of the val part."""
+    evals = log["eval"]
+    factors = evals["val_bpb"] / evals["val_loss"]
+    if not np.isfinite(factors).any():
+        raise UserError(f"{path} has no bits per byte: they are in runs whose tokens stand for known bytes")
+    factor = np.nanmean(factors)
+    for kind, column in (("train", "train_loss"), ("eval", "train_loss")):
+        log[kind][column] = log[kind][column] * factor
+    evals["val_loss"] = evals["val_bpb"]
 
 
 def labels(out_dirs):
@@ -81,7 +98,7 @@ def thin(x, y):
 
 logs = [curves(out_dir) for out_dir in out_dirs]
 figure = Figure(figsize=(9, 6), layout="constrained")
-axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats a token)")
+axes = figure.add_subplot(xlabel="iteration", ylabel="loss (bits per byte)" if bpb else "loss (nats a token)")
 lr_axes = axes.twinx()
 lr_axes.set_ylabel("learning rate", color="0.5")
 lr_axes.tick_params(axis="y", colors="0.5")
