@@ -342,6 +342,6 @@ while iter_num <= max_iters and not eval_only:
 finished = iter_num > max_iters
 if not eval_only:
     save("last.pt", resume_point(evaluated=False) if finished else point)
-    say(*run_log.last_lines(out_dir, progress, guard, iter_num, device), forecast.compared(iter_num))
+    say(guard.summary(), *run_log.last_lines(out_dir, progress, iter_num, device), forecast.compared(iter_num))
 model = eval_model = train_model = optim = None  # drop these before leave(): otherwise gloo aborts at exit
 processes.leave()

@@ -10,6 +10,7 @@ import torch
 
 from nanogpt.checkpoint import newest
 from nanogpt.errors import UserError, command
+from nanogpt.run_log import logged_norms
 
 RING = 128  # the norms and losses that a new one is compared with
 NEW_LEVEL = 3  # from this skip in a row on, skipped values count in the ring: a new level is no spike
@@ -206,15 +207,15 @@ class StepGuard:
         self.went_back = [*self.went_back, [iter_num, good, seed]]
         return seed
 
-    def summary(self, logged_norms):
-        """The line on the whole run: its largest gradient norms, skipped steps, and how often it went back.
+    def summary(self):
+        """The line on the whole run: its largest gradient norms, skipped steps, and how often it has gone back.
 
-        logged_norms: the (norm, iteration) in log.csv, which has those of before a resume."""
+        If spike_sigma and spike_rewind are off, a checkpoint holds none of this. Then norms from before a resume are
+        those that log.csv has, and skipped steps are those of this process."""
         skipped = self.skipped + int(self.new_nonfinite) + int(self.new_spikes)
-        three = largest_three(self.norms.three() + logged_norms)
+        three = largest_three(self.norms.three() + logged_norms(self.config["out_dir"]))
         norms = ", ".join(f"{norm:.4g} at iteration {n}" for norm, n in three)
-        times = len(self.went_back)
-        return f"largest gradient norms: {norms or 'none'}; {skipped} steps skipped, gone back {times} times"
+        return f"largest gradient norms: {norms or 'none'}; skipped steps: {skipped}, gone back: {len(self.went_back)}"
 
 
 class LargestNorms:

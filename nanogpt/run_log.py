@@ -31,11 +31,11 @@ def step_line(iter_num, losses):
     return f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
 
 
-def last_lines(out_dir, progress, guard, iter_num, device):
-    """The last lines of a run: how it has ended, and what to type next. It has a Progress and a StepGuard."""
+def last_lines(out_dir, progress, iter_num, device):
+    """The last lines of a run: how it has ended, and what to type next. `progress` is the run's Progress."""
     if not progress.has_ended(iter_num):
         return stopped_lines(out_dir, iter_num)
-    return finished_lines(out_dir, progress, guard, iter_num, device)
+    return finished_lines(out_dir, progress, iter_num, device)
 
 
 def stopped_lines(out_dir, iter_num):
@@ -45,14 +45,13 @@ def stopped_lines(out_dir, iter_num):
     return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{to_type}"]
 
 
-def finished_lines(out_dir, progress, guard, iter_num, device):
+def finished_lines(out_dir, progress, iter_num, device):
     """Those of a run that has ended by itself: what it came to."""
     why = [f"ended by {progress.ended_by} at iteration {iter_num}"] if progress.ended_by else []
     return [
         *why,
         f"best val loss {progress.best_val_loss:.4f} at iteration {progress.best_iter}, "
         f"{progress.tokens_seen:,} tokens seen, {duration(progress.seconds())} in all, at most {peak_memory(device)}",
-        guard.summary(logged_norms(out_dir)),
         f"to see what it writes: {command('sample.py', f'--out_dir={out_dir}')}",
         f"to see the curves: {command('tools/plot.py', out_dir)}",
     ]
