@@ -1,4 +1,4 @@
-"""Runs train.py, and harms it in $COUNT iterations from $AT on, unless the run has gone back already.
+"""Runs train.py, and harms it in $COUNT iterations from $AT on, unless the run has gone back $TIMES (1) times already.
 
 $INJECT says how: "random" puts random tokens in place of the batch; "huge" does that, and has the gradient $SCALE times
 as large; "ascent" turns the gradient around, so that the loss climbs. What is injected depends on the iteration alone:
@@ -15,6 +15,7 @@ import model
 from nanogpt import guard
 
 KIND, AT, COUNT = os.environ["INJECT"], int(os.environ["AT"]), int(os.environ["COUNT"])
+TIMES = int(os.environ.get("TIMES", 1))
 SCALE = {"random": 1.0, "huge": float(os.environ.get("SCALE", 1000)), "ascent": -1.0}[KIND]
 forward, Guard = model.GPT.forward, guard.StepGuard
 watched = {}
@@ -37,7 +38,7 @@ class WatchedGuard(Guard):
 
 def harmed(self, idx, targets=None, **options):
     at = watched["iter_num"]
-    if not (self.training and AT <= at < AT + COUNT and not watched["guard"].went_back):
+    if not (self.training and AT <= at < AT + COUNT and len(watched["guard"].went_back) < TIMES):
         return forward(self, idx, targets, **options)
     if KIND != "ascent":
         draw = torch.Generator().manual_seed(at)
