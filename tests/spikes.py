@@ -25,7 +25,7 @@ SETTINGS = (
 ).split()
 RANDOM = dict(INJECT="random", AT="300", COUNT="5")
 HUGE = RANDOM | dict(INJECT="huge", SCALE="100")
-ASCENT = dict(INJECT="ascent", AT="310", COUNT="40")
+ASCENT = dict(INJECT="ascent", AT="310", COUNT="90")
 SIGMA, REWIND = ["--spike_sigma=6"], ["--spike_rewind=1"]
 # name: (what it is, the harm, more settings)
 ROWS = {
@@ -33,7 +33,7 @@ ROWS = {
     "random_guarded": ("random tokens, spike_sigma = 6", RANDOM, SIGMA),
     "huge": ("random tokens, gradient x 100", HUGE, []),
     "huge_guarded": ("random tokens, gradient x 100, spike_sigma = 6", HUGE, SIGMA),
-    "ascent": ("gradient turned around for 40 iterations", ASCENT, []),
+    "ascent": ("gradient turned around for 90 iterations", ASCENT, []),
     "ascent_guarded": ("the same, spike_rewind = 1", ASCENT, REWIND),
     "muon_guarded": ("muon: random tokens, gradient x 100, spike_sigma = 6", HUGE, [*SIGMA, "--optimizer=muon"]),
 }
@@ -87,7 +87,8 @@ def main():
         print(f"| {what} | {figures} | {statistics.median(above):+.4f} | {skipped} | {back} |", flush=True)
     for clip in ("1.0", "0.0") if "skipped" in rows else ():
         skipped = [trained(seed, {}, [*LONG, f"--grad_clip={clip}"])[1] for seed in seeds]
-        print(f"| clean, 2000 iterations, grad_clip = {clip}, spike_sigma = 6 | | | {' '.join(map(str, skipped))} | |", flush=True)
+        what = f"clean, 2000 iterations, grad_clip = {clip}, spike_sigma = 6"
+        print(f"| {what} | | | {' '.join(map(str, skipped))} | |", flush=True)
 
 
 if __name__ == "__main__":

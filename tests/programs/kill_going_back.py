@@ -1,7 +1,7 @@
 """Runs inject.py, and kills this process as the run goes back, or as good.pt is written.
 
 $KILL says when: "links" before the checkpoints of what is undone make way; "log" before the log is marked; "marked" after
-that; "good" before the next good.pt is written, which the run then resumes from; "second name" between ckpt.pt and the
+that; "good" before good.pt is written again; "second name" between ckpt.pt and the
 second name of it that is good.pt.
 """
 
@@ -32,7 +32,7 @@ def going_back(log, *place):
 
 def naming(path, name):
     to_good = name.endswith("good.pt")
-    if (KILL == "second name" and to_good) or (KILL == "links" and not to_good):
+    if (KILL == "second name" and to_good) or (KILL == "links" and not to_good) or (KILL == "good" and went and to_good):
         kill()
     name_again(path, name)
 
