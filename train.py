@@ -21,8 +21,9 @@ from nanogpt.bits_per_byte import bits_per_byte
 from nanogpt.checkpoint import has_run, load_model_file
 from nanogpt.distributed import Processes, pick_backend, share_evenly
 from nanogpt.forecast import Forecast
+from nanogpt.guard import StepGuard
 from nanogpt.mfu import RunningMFU
-from nanogpt.optim import NonFiniteGuard, clip_gradients, restore_optimizer, schedule_remark
+from nanogpt.optim import clip_gradients, restore_optimizer, schedule_remark
 from nanogpt.progress import Progress
 from nanogpt.run_folder import RunFolder, generator_states
 from nanogpt.short_sample import ShortSamples
@@ -67,6 +68,8 @@ beta1 = 0.9  # AdamW's beta1, and Muon's momentum
 beta2 = 0.95  # AdamW's beta2
 grad_clip = 1.0  # clip the gradient at this norm; 0: do not clip
 max_nonfinite = 10  # stop after this many iterations in a row with a loss or gradient that is not finite
+spike_sigma = 0.0  # skip a step whose loss or gradient norm is this many deviations above the mean, such as 6; 0: never
+spike_rewind = 0.0  # go back to good.pt when the val loss is this far above the best, such as 1.0; 0: never
 # learning rate schedule
 decay_lr = True  # cosine decay after the warm-up; False: constant
 warmup_iters = 2000  # iterations of linear warm-up
@@ -105,7 +108,7 @@ remarks += adopt(globals(), settings, saved_settings, given)  # what was given o
 at_least(1, globals(), "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
 at_least(1, globals(), "max_nonfinite")
 at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
-at_least(0, globals(), "peak_flops lr_decay_iters patience max_seconds sample_interval")
+at_least(0, globals(), "peak_flops lr_decay_iters patience max_seconds sample_interval spike_sigma spike_rewind")
 at_least(0, globals(), "beta1 beta2 dropout", below=1)
 one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
 micro_steps = share_evenly(gradient_accumulation_steps, world_size)
@@ -178,12 +181,11 @@ model.to(device)
 processes.shard(model, sharding, device_type)  # with fsdp each process keeps a share of the weights
 optim = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, optimizer)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
-if saved:
-    restore_optimizer(optim, scaler, saved, folder.loaded_path)
+guard = StepGuard(config, processes, scaler, saved)  # skips bad steps, and decides when the run goes back
+restore_optimizer(optim, scaler, saved, folder.loaded_path)
 running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
-say(None if eval_only else schedule_remark(config, progress.by_clock))
-say(forecast.line(model, config, running_mfu, world_size, iter_num))
+say(schedule_remark(config, progress.by_clock), forecast.line(model, config, running_mfu, world_size, iter_num))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
 # model: the plain weights; eval_model: compiled, where that is on; train_model: that in DDP, where there are several
@@ -211,9 +213,7 @@ def get_lr(it):
 
 @torch.no_grad()
 def estimate_loss():
-    """{split: mean loss over eval_iters batches}, and "val_bpb", the val loss in bits per byte; None if asked to stop.
-
-    Each process computes a part of the batches."""
+    """{split: mean loss over eval_iters batches}, and val_bpb, the val loss in bits per byte; None if asked to stop."""
     model.eval()
     mean = {}
     for split in ("train", "val"):
@@ -241,12 +241,11 @@ def save(name, point):
     """Writes the run, to be resumed from `point`, to out_dir/name. Every process calls it.
 
     If the last gradients, the last evaluation or the next loss are not finite, the older file stays."""
-    if not processes.all_agree(guard.allows_save(model, point, autocast)):
-        say(f"{name} is not written: the loss or its gradient is not finite")
+    if not guard.allows_save(name, model, point, autocast):
         return
     folder.save(
-        name, model, optim, scaler, point, iter_num=iter_num, **progress.for_checkpoint(), config=config,
-        data=fingerprints, **data.kept(), wandb_id=log.wandb_id,
+        name, model, optim, scaler, point, iter_num=iter_num, config=config, data=fingerprints, wandb_id=log.wandb_id,
+        **data.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
     )  # fmt: skip
 
 
@@ -254,9 +253,8 @@ def save(name, point):
 processes.listen()  # from here on SIGTERM, SIGINT and SIGHUP stop the run between two micro-steps
 batch, evaluated = folder.restore_point(saved, device, batch_generator, seed + rank, (batch_size, block_size))
 x, y = batch or get_batch("train")  # (B, T); a stopped run had drawn its next batch already
-log = run_log.open_log(folder, iter_num, evaluated, config, saved.get("wandb_id"))
+log = run_log.open_log(folder, iter_num, evaluated, len(guard.went_back), config, saved.get("wandb_id"))
 saved = start = None  # frees the checkpoint, which is as large as the model and its optimizer
-guard = NonFiniteGuard(device, optimizer, sharding, scaler, max_nonfinite)
 clock = devices.Clock(device)
 saved_at = iter_num
 
@@ -276,21 +274,27 @@ while iter_num <= max_iters and not eval_only:
             break
         say(run_log.step_line(iter_num, losses))
         point = resume_point(evaluated=True)
-        finite = guard.note_evaluation(losses)
+        sound = guard.note_evaluation(losses, progress.best_val_loss)
         better = progress.note_evaluation(losses, iter_num)
         progress_line = progress.line(iter_num)
         log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
                   val_bpb=losses["val_bpb"], tokens_per_s=progress.rate, tokens_seen=progress.tokens_seen)  # fmt: skip
-        if (better or (always_save_checkpoint and finite)) and iter_num > 0:
+        if (better or (always_save_checkpoint and sound)) and iter_num > 0:
             say(f"saving checkpoint to {out_dir}")
             save("ckpt.pt", point)
             saved_at = iter_num
         say(progress_line, *samples.lines(model, iter_num, autocast))
-        if progress.ended_by:
+        if progress.ended_by and not guard.exploded:
             break
+    if guard.exploded:
+        iter_num = folder.go_back(iter_num, guard, progress, model, optim, batch_generator, log)
+        (x, y), evaluated = get_batch("train"), True
+        continue
     if progress.saves_at(iter_num) and saved_at != iter_num:
         save("last.pt", point)
         saved_at = iter_num
+    if guard.good:
+        save("good.pt", point)
     evaluated = False
 
     # forward and backward, with gradients accumulated over the micro-steps
@@ -299,22 +303,22 @@ while iter_num <= max_iters and not eval_only:
             break
         processes.set_gradient_sync(train_model, micro_step == micro_steps - 1)  # average in the last backward pass
         with autocast_step:
-            loss = train_model(x, y)[1] / micro_steps
+            loss = guard.note_loss(train_model(x, y)[1] / micro_steps)
         x, y = get_batch("train")  # the next batch, while a GPU is still in the forward pass
         scaler.scale(loss).backward()
     if stopping:
         break
 
-    # clip, and step: scaler.step, scaler.update, zero_grad, but no step if the gradients are not finite
+    # clip, and step: scaler.step, scaler.update, zero_grad, but no step if the gradients are not finite, or a spike
     scaler.unscale_(optim)
     grad_norm = clip_gradients(model.parameters(), grad_clip)
-    guard.step(optim, grad_norm)
+    guard.step(optim, grad_norm, iter_num)
 
     # time, and log: an evaluation and a save count in the time of their iteration, as in nanoGPT
     clock.tick()
     progress.tokens_seen += tokens_per_iter
     logged = iter_num % log_interval == 0
-    guard.report(iter_num, logged, say, out_dir)
+    guard.report(iter_num, logged)
     if logged:
         dt = clock.seconds()
         loss = loss.item() * micro_steps  # rank 0's last micro-batch
@@ -325,9 +329,8 @@ while iter_num <= max_iters and not eval_only:
     iter_num += 1
 
 # ---- the run has finished, or was asked to stop --------------------------------------------------------------------
-finished = iter_num > max_iters
 if not eval_only:
-    save("last.pt", resume_point(evaluated=False) if finished else point)
-    say(*run_log.last_lines(out_dir, progress, iter_num, device), forecast.compared(iter_num))
+    save("last.pt", point if iter_num <= max_iters else resume_point(evaluated=False))
+    say(guard.summary(), *run_log.last_lines(out_dir, progress, iter_num, device), forecast.compared(iter_num))
 model = eval_model = train_model = optim = None  # drop these before leave(): otherwise gloo aborts at exit
 processes.leave()

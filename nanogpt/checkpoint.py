@@ -1,12 +1,14 @@
 """Checkpoints on disk: written whole or not at all, verified, read back.
 
 A checkpoint is nanoGPT's dict of six keys (model, optimizer, model_args, iter_num, best_val_loss, config), with our own
-beside them. ckpt.pt is the best model, or the latest evaluated one; last.pt is the state that a resume continues from.
+beside them. ckpt.pt is the best model, or the latest evaluated one; last.pt is the state that a resume continues from;
+good.pt, with spike_rewind, is the state that a run goes back to.
 Everything loads under torch.load(weights_only=True): no file that this program reads can run code.
 """
 
 import math
 import os
+import shutil
 import warnings
 import zipfile
 
@@ -18,9 +20,14 @@ KEYS = {"model": dict, "model_args": dict, "iter_num": int, "config": dict}
 OPTIONAL_KEYS = {
     "optimizer": dict, "best_val_loss": (int, float, torch.Tensor), "points": list, "scaler": dict, "best_iter": int,
     "tokens_seen": int, "seconds": (int, float), "machine": dict, "run_id": str, "meta": (dict, type(None)),
-    "data": dict, "wandb_id": (str, type(None)), "evals_since_best": int, "time_over": (int, float), "tokenizer": str,
-    "best_bpb": (float, type(None)),
+    "data": dict, "wandb_id": (str, type(None)), "guard": dict, "evals_since_best": int, "time_over": (int, float),
+    "tokenizer": str, "best_bpb": (float, type(None)),
 }  # fmt: skip
+GUARD_KEYS = (
+    "ring", "nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes", "exploded", "good", "skipped",
+    "went_back", "largest_norms",
+)  # fmt: skip
+RESUMED = ("last.pt", "ckpt.pt", "good.pt")  # what a resume looks at
 
 
 # ----------------------------------------------------------------------------------------------
@@ -47,6 +54,21 @@ def save(checkpoint, path):
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         kept = "; the earlier checkpoint there is intact" if os.path.exists(path) else ""
         raise OSError(f"could not save {path}: {reason}{kept}") from error
+
+
+def name_again(path, name):
+    """Gives the checkpoint `path` the second name `name`, in place of what has it; a copy where links do not work."""
+    if os.path.exists(name) and os.path.samefile(path, name):
+        return  # renaming one link of a file to another would leave both
+    temporary = f"{name}.{os.getpid()}.tmp"
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+    os.replace(temporary, name)
+    flush_folder(os.path.dirname(name) or ".")
 
 
 def flush_folder(folder):
@@ -96,8 +118,9 @@ def _problem(checkpoint):
             return f"its {key} is not one"
     parts = [(checkpoint["machine"], ("device_type", "dtype", "compile"))] if "machine" in checkpoint else []
     parts += [(point, ("generators", "batch", "evaluated")) for point in checkpoint.get("points", [])]
+    parts += [(checkpoint["guard"], GUARD_KEYS)] if "guard" in checkpoint else []
     if not all(isinstance(part, dict) and all(key in part for key in keys) for part, keys in parts):
-        return "its machine or points are not ones"
+        return "its machine, guard or points are not ones"
     if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in checkpoint["model"].items()):
         return "its model is not one"
     return None
@@ -122,18 +145,31 @@ def load(path):
 
 
 def load_run(out_dir):
-    """(checkpoint, path, remarks): the newer of last.pt and ckpt.pt that is whole; UserError where neither is."""
+    """(checkpoint, path, remarks): the newest of RESUMED that is whole; UserError where none is."""
 
-    def iter_num(path):
+    def age(path):
         try:
-            return _read(path, mmap=True)["iter_num"]  # reads the index, not the weights
+            return _age(_read(path, mmap=True))  # reads the index, not the weights
         except UserError:
-            return math.inf  # tried first, so that what is wrong with it is said
+            return math.inf, 0  # tried first, so that what is wrong with it is said
 
-    paths = [path for path in (os.path.join(out_dir, name) for name in ("last.pt", "ckpt.pt")) if os.path.exists(path)]
+    paths = [path for path in (os.path.join(out_dir, name) for name in RESUMED) if os.path.exists(path)]
     if not paths:
         raise UserError(f"there is no checkpoint in {out_dir} (neither last.pt nor ckpt.pt)")
-    return _first_whole(sorted(paths, key=iter_num, reverse=True), "going on from")
+    return _first_whole(sorted(paths, key=age, reverse=True), "going on from")
+
+
+def _age(checkpoint):
+    """What orders a run's checkpoints: how often the run had gone back, then the iteration."""
+    return len(checkpoint.get("guard", {}).get("went_back", [])), checkpoint.get("iter_num", -1)
+
+
+def is_newer(path, checkpoint):
+    """Whether the file at `path` is of a later state of the run than `checkpoint`, or cannot be read."""
+    try:
+        return _age(_read(path, mmap=True)) > _age(checkpoint)
+    except UserError:
+        return os.path.exists(path)
 
 
 def load_model_file(out_dir):
@@ -163,12 +199,12 @@ def has_run(out_dir):
 def peek(out_dir):
     """The newest readable checkpoint in out_dir with its tensors left on disk; an empty dict where there is none."""
     best = {}
-    for name in ("last.pt", "ckpt.pt"):
+    for name in RESUMED:
         try:
             found = _read(os.path.join(out_dir, name), mmap=True)
         except UserError:
             continue
-        best = max(best, found, key=lambda checkpoint: checkpoint.get("iter_num", -1))
+        best = max(best, found, key=_age)
     return best
 
 

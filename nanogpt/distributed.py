@@ -253,3 +253,12 @@ def full_state(state, keep=True):
         full = state.full_tensor()
         return full.cpu() if keep else None
     return state
+
+
+def like(full, tensor):
+    """The tensor `full`, sharded as `tensor` is where that is a DTensor. All ranks call it."""
+    if not hasattr(tensor, "device_mesh"):
+        return full
+    from torch.distributed.tensor import distribute_tensor  # half a second, which other runs need not wait
+
+    return distribute_tensor(full, tensor.device_mesh, tensor.placements)

@@ -1,4 +1,4 @@
-"""The optimizers: AdamW, and Muon for the matrices of the blocks. A step whose gradient is not finite is skipped.
+"""The optimizers: AdamW, and Muon for the matrices of the blocks.
 
 Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, as torch.optim.Muon computes it.
 """
@@ -9,9 +9,8 @@ import os
 
 import torch
 
-from nanogpt.checkpoint import newest
 from nanogpt.device import fast_bfloat16
-from nanogpt.distributed import full_state
+from nanogpt.distributed import full_state, like
 from nanogpt.errors import UserError
 
 
@@ -153,7 +152,7 @@ def schedule_remark(config, by_clock):
     config: {setting: value} of train.py. by_clock: whether the decay follows the clock."""
     names = ("decay_lr", "learning_rate", "warmup_iters", "lr_decay_iters", "max_iters", "min_lr")
     decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr = (config[name] for name in names)
-    if not decay_lr:
+    if not decay_lr or config["eval_only"]:
         return None
     if by_clock:
         return "the learning rate follows the clock: a second run, or a resume, does not give the same digits"
@@ -171,7 +170,7 @@ def schedule_remark(config, by_clock):
 
 
 # ----------------------------------------------------------------------------------------------
-# the step
+# the gradients
 
 
 def clip_gradients(parameters, grad_clip):
@@ -183,79 +182,17 @@ def clip_gradients(parameters, grad_clip):
     return full_state(grad_norm)
 
 
-class NonFiniteGuard:
-    """Skips steps whose gradients are not finite, and refuses to save a model whose loss is not.
-
-    Fused AdamW can skip a step on the device, without a host sync. Other optimizers must read the flag first. With
-    float16 the GradScaler also skips a step now and then, to find its scale.
-    """
-
-    def __init__(self, device, optimizer, sharding, scaler, max_nonfinite):
-        self.skips_on_device = optimizer == "adamw" and sharding == "ddp"
-        self.scaler, self.max_nonfinite = scaler, max_nonfinite
-        self.reads_are_free = torch.device(device).type == "cpu"
-        self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
-        self.skipped_unreported = torch.zeros_like(self.skipped_in_a_row)
-        self.evaluation_is_finite = True
-
-    def step(self, optim, grad_norm):
-        """Steps `optim`, through the loss scaler, unless `grad_norm` is not finite. Then frees the gradients."""
-        nonfinite = ~torch.isfinite(grad_norm)
-        if self.skips_on_device and not self.scaler.is_enabled():
-            optim.found_inf = nonfinite.float()
-        if self.skips_on_device or self.scaler.is_enabled() or not nonfinite:
-            self.scaler.step(optim)
-        self.scaler.update()
-        optim.zero_grad(set_to_none=True)
-        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * nonfinite
-        self.skipped_unreported += nonfinite
-
-    def report(self, iter_num, logged, say, out_dir):
-        """Says how many steps were skipped since the last report. UserError after max_nonfinite of them in a row.
-
-        On a GPU this runs only on `logged` iterations, because reading the count waits for the GPU."""
-        if not (logged or self.reads_are_free):
-            return
-        if count := int(self.skipped_unreported):
-            say(f"iter {iter_num}: {count} steps skipped, their gradients were not finite")
-            self.skipped_unreported.zero_()
-        if int(self.skipped_in_a_row) >= self.max_nonfinite:
-            raise UserError(
-                f"iteration {iter_num}: the loss or its gradient was not finite {int(self.skipped_in_a_row)} times in "
-                f"a row; the last good checkpoint is {newest(out_dir)}; "
-                "try a lower --learning_rate, --grad_clip=1.0, or --dtype=bfloat16 or float32"
-            )
-
-    def note_evaluation(self, losses):
-        """Whether the losses of an evaluation, {split: loss}, are finite; remembered until the next."""
-        self.evaluation_is_finite = math.isfinite(losses["train"]) and math.isfinite(losses["val"])
-        return self.evaluation_is_finite
-
-    def allows_save(self, model, point, autocast):
-        """Whether the last gradients, the last evaluation and the next loss are finite at a resume `point`.
-
-        If this iteration was evaluated, that counts as the next loss. Otherwise this computes it, without
-        torch.compile and without dropout: a save must not compile, or change a random generator."""
-        if not self.evaluation_is_finite or (int(self.skipped_in_a_row) and not self.scaler.is_enabled()):
-            return False
-        if point["evaluated"]:
-            return True
-        model.eval()
-        with torch.no_grad(), autocast:
-            loss = model(*point["batch"])[1]
-        model.train()
-        return bool(torch.isfinite(loss))
-
-
 # ----------------------------------------------------------------------------------------------
 # the optimizer's state from a checkpoint
 
 
 def restore_optimizer(optimizer, scaler, saved, path):
-    """Loads moments, step counts and loss scale from the checkpoint `saved`, read from `path`.
+    """Loads moments, step counts and loss scale from the checkpoint `saved`, read from `path`; nothing in a new run.
 
     Learning rate, betas, weight decay and fused stay as the settings say. UserError where the state does not fit.
     """
+    if not saved:
+        return
     state = saved.get("optimizer")
     if not state:
         folder = os.path.dirname(path)
@@ -295,9 +232,6 @@ def reshard(optimizer, state):
                 value = value[: len(p)].clone() if len(value) > len(p) else value
                 if value.shape != p.shape:
                     raise ValueError(f"{name} of parameter {i} is {tuple(value.shape)}, not {tuple(p.shape)}")
-                if hasattr(p, "device_mesh"):  # a DTensor, whose module takes half a second to import
-                    from torch.distributed.tensor import distribute_tensor
-
-                    value = distribute_tensor(value, p.device_mesh, p.placements)
+                value = like(value, p)
             result[i][name] = value
     return {**state, "state": result}

@@ -97,6 +97,13 @@ class Progress:
             self.ended_by, self.time_over = f"max_seconds = {self.max_seconds:g}", self.max_seconds
         return better
 
+    def go_back(self, saved):
+        """Takes up the counters of good.pt, the checkpoint `saved`. The time that was lost stays counted."""
+        self.best_val_loss, self.best_iter = float(saved["best_val_loss"]), saved["best_iter"]
+        self.best_bpb = saved.get("best_bpb")
+        self.tokens_seen, self.evals_since_best = saved["tokens_seen"], saved["evals_since_best"]
+        self.ended_by, self.last_line = "", None
+
     def has_ended(self, iter_num):
         """Whether the run has come to its end by itself, before iteration `iter_num`."""
         return bool(self.ended_by) or iter_num > self.max_iters

@@ -8,15 +8,16 @@ import warnings
 import torch
 
 from nanogpt import checkpoint
-from nanogpt.distributed import full_state
+from nanogpt.distributed import full_state, like
 from nanogpt.errors import UserError
+from nanogpt.optim import restore_optimizer
 
 try:
     import fcntl
 except ImportError:  # Windows has none: two runs in one out_dir go unnoticed there
     fcntl = None
 
-RUN_FILES = ("ckpt.pt", "last.pt", "log.csv", "tensorboard")
+RUN_FILES = ("ckpt.pt", "last.pt", "good.pt", "log.csv", "tensorboard")
 # where a run computes and what it is for: a resume takes these from its own command
 NOT_RESUMED = {
     "device", "backend", "sharding", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only", "plan",
@@ -36,6 +37,7 @@ class RunFolder:
         self.lock = claim(out_dir) if self.writes and locked_before else None
         self.run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's "none" names no run
         self.loaded_path = None
+        self.written = None  # (iteration, name) of this process's last save
         self.longest_save = self.seconds_saving = 0.0  # of the saves by this process
 
     def resolve(self, init_from):
@@ -119,8 +121,16 @@ class RunFolder:
         return [ids.to(device) for ids in point["batch"]] if fits else None, point["evaluated"]
 
     def save(self, name, model, optim, scaler, point, **facts):
-        """Writes out_dir/name: model, optimizer and loss scaler, every process's resume `point`, and `facts`."""
+        """Writes out_dir/name: model, optimizer and loss scaler, every process's resume `point`, and `facts`.
+
+        If this iteration's state is in a file already, good.pt becomes a second name of that file."""
         began, keep = time.monotonic(), self.processes.rank == 0
+        before, self.written = self.written, (facts["iter_num"], name)
+        if name == "good.pt" and before and before[0] == facts["iter_num"]:
+            if keep:
+                checkpoint.name_again(os.path.join(self.out_dir, before[1]), os.path.join(self.out_dir, name))
+            self.processes.wait()
+            return
         points = self.processes.gather({**point, "batch": [tokens.cpu() for tokens in point["batch"]]})
         weights, moments = (full_state(part.state_dict(), keep) for part in (model, optim))
         if keep:
@@ -133,6 +143,31 @@ class RunFolder:
         self.processes.wait()
         taken = time.monotonic() - began
         self.longest_save, self.seconds_saving = max(self.longest_save, taken), self.seconds_saving + taken
+
+    def go_back(self, iter_num, guard, progress, model, optim, batches, log):
+        """Puts the run back to good.pt, with other batches from there. Returns its iteration.
+
+        guard, progress and log are the run's StepGuard, Progress and log; `batches` is the generator that batches are
+        drawn from. First the checkpoints of what is undone make way for good.pt, so that no resume begins there.
+        UserError where the guard does not allow it.
+        """
+        path, rank = os.path.join(self.out_dir, "good.pt"), self.processes.rank
+        saved = checkpoint.load(path) if os.path.exists(path) else {}
+        saved = saved if saved and saved["config"]["dataset"] == guard.config["dataset"] else {}
+        self.processes.wait()  # until all have read it
+        for name in ("ckpt.pt", "last.pt") if saved and rank == 0 else ():
+            other = os.path.join(self.out_dir, name)
+            if checkpoint.is_newer(other, saved):
+                checkpoint.name_again(path, other)
+        seed = guard.go_back(iter_num, saved)
+        load_weights(model, saved["model"])
+        restore_optimizer(optim, guard.scaler, saved, path)
+        self.restore_point(saved, guard.device, batches, seed + rank, None)
+        batches.manual_seed(seed + rank)
+        progress.go_back(saved)
+        log.go_back(saved["iter_num"], seed)
+        self.written = None
+        return saved["iter_num"]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -184,7 +219,14 @@ def move_aside(out_dir):
 
 
 # ----------------------------------------------------------------------------------------------
-# what a resume needs
+# what a resume, or going back, needs
+
+
+@torch.no_grad()
+def load_weights(model, weights):
+    """Copies the full tensors `weights` into the model's own, which may be sharded, or cropped to fewer positions."""
+    for name, own in model.state_dict().items():
+        own.copy_(like(weights[name][: len(own)], own))
 
 
 def generator_states(device, batches):

@@ -71,6 +71,11 @@ def check_loggers(folder, tensorboard_log, wandb_log):
         require("--tensorboard_log=True", "tensorboard")
 
 
+# `train` and `eval`; where the run went back, a row `back`, of the iteration that it went back to, and the rows before
+# it that this has undone are marked
+KINDS = r"(undone )?(train|eval)|back \(seed [0-9]+\)"
+
+
 def read_log(path):
     """The complete rows of a log.csv as dicts of texts; none where the file does not exist."""
     rows, names = [], None
@@ -80,11 +85,45 @@ def read_log(path):
                 cells = line.rstrip("\n").split(",")
                 names = names or cells
                 row = dict(zip(names, cells, strict=False))
-                numbered = re.fullmatch("[0-9]{1,18}", row.get("iter", "")) and row.get("kind") in ("train", "eval")
+                known = re.fullmatch("[0-9]{1,18}", row.get("iter", "")) and re.fullmatch(KINDS, row.get("kind", ""))
                 # a row that a full disk, a power cut or a write under way has cut short lacks its end
-                if numbered and len(cells) == len(names) and line.endswith("\n"):
+                if known and len(cells) == len(names) and line.endswith("\n"):
                     rows.append(row)
     return rows
+
+
+def place(row):
+    """Orders the rows of a log: an iteration's evaluation comes before its training."""
+    return int(row["iter"]), row["kind"] == "train"
+
+
+def mark_undone(rows, iter_num):
+    """Marks the rows, in place, that come after the evaluation of iteration `iter_num`."""
+    for row in rows:
+        if row["kind"] in ("train", "eval") and place(row) >= (iter_num, True):
+            row["kind"] = f"undone {row['kind']}"
+
+
+def rows_before(rows, iter_num, evaluated, times_back):
+    """The rows of a log up to iteration `iter_num`, or up to its evaluation where that is `evaluated`.
+
+    times_back: how often the run had gone back by then. What it undid later is not yet undone, or not there."""
+    kept = []
+    for row in rows:
+        row["kind"] = row["kind"].removeprefix("undone ")
+        if row["kind"].startswith("back"):
+            if times_back == 0:
+                break
+            times_back -= 1
+            mark_undone(kept, int(row["iter"]))
+        kept.append(row)
+    return [row for row in kept if row["kind"] not in ("train", "eval") or place(row) < (iter_num, evaluated)]
+
+
+def logged_norms(out_dir):
+    """[(gradient norm, iteration)] of the rows in out_dir/log.csv, those of undone iterations too."""
+    rows = read_log(os.path.join(out_dir, "log.csv"))
+    return [(float(row["grad_norm"]), int(row["iter"])) for row in rows if row.get("grad_norm")]
 
 
 class RunLog:
@@ -99,14 +138,22 @@ class RunLog:
     )  # fmt: skip
     wandb_id = last_mfu = None
 
-    def __init__(self, out_dir, iter_num, evaluated):
+    def __init__(self, out_dir, iter_num, evaluated, times_back=0):
         """Continues the log before iteration `iter_num`, or after its evaluation where that is `evaluated`.
 
-        Rows beyond that are removed: the resumed run writes them again."""
-        self.out_dir, self.iter_num, self.path = out_dir, iter_num, os.path.join(out_dir, "log.csv")
+        times_back: how often the run had gone back by then. Later rows are removed: the resumed run writes them
+        again."""
+        self.out_dir, self.path = out_dir, os.path.join(out_dir, "log.csv")
+        self.board = self.wandb = self.file = None
+        self._rewrite(rows_before(read_log(self.path), iter_num, evaluated, times_back), iter_num)
+
+    def _rewrite(self, rows, iter_num):
+        """Writes the file again with these rows, those before the ones from iteration `iter_num` on."""
+        self.iter_num = iter_num
+        self.rows_here = [row for row in rows if place(row) == (iter_num, False) and row["kind"] == "eval"]
         try:
-            before = iter_num, evaluated  # an iteration's evaluation comes before its training
-            rows = [row for row in read_log(self.path) if (int(row["iter"]), row["kind"] == "train") < before]
+            if self.file:
+                self.file.close()
             with open(self.path + ".tmp", "w", newline="", encoding="utf-8") as f:
                 writer = csv.DictWriter(f, self.columns, extrasaction="ignore")
                 writer.writeheader()
@@ -116,8 +163,17 @@ class RunLog:
         except OSError as error:
             raise self._failure(error) from error
         self.writer = csv.DictWriter(self.file, self.columns)
-        self.board = self.wandb = None
-        self.rows_here = [row for row in rows if int(row["iter"]) == iter_num]  # its evaluation, where that is done
+
+    def go_back(self, iter_num, seed):
+        """Marks the rows after the evaluation of iteration `iter_num` as undone, and adds a row that says so.
+
+        seed: that of the batches from there. TensorBoard forgets what is undone; W&B keeps the rows that come again."""
+        rows = read_log(self.path)
+        mark_undone(rows, iter_num)
+        self._rewrite([*rows, {"iter": iter_num, "kind": f"back (seed {seed})"}], iter_num)
+        if self.board:
+            self.board.close()
+            self.add_tensorboard()
 
     def add_tensorboard(self):
         from torch.utils.tensorboard import SummaryWriter
@@ -175,14 +231,18 @@ class NoLog:
     def write(self, **row):
         pass
 
+    def go_back(self, iter_num, seed):
+        pass
 
-def open_log(folder, iter_num, evaluated, config, wandb_id):
+
+def open_log(folder, iter_num, evaluated, times_back, config, wandb_id):
     """The log of the run in `folder` (a RunFolder) from iteration `iter_num` on, with the loggers that were asked for.
 
-    config: {setting: value} of train.py. wandb_id: the W&B run that a resume continues, or None."""
+    times_back: how often the run had gone back by then. config: {setting: value} of train.py. wandb_id: the W&B run
+    that a resume continues, or None."""
     if not folder.writes:
         return NoLog()
-    log = RunLog(folder.out_dir, iter_num, evaluated)
+    log = RunLog(folder.out_dir, iter_num, evaluated, times_back)
     if config["tensorboard_log"]:
         log.add_tensorboard()
     if config["wandb_log"]:

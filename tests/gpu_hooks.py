@@ -85,7 +85,7 @@ def synchronisations(mode):
 
 def poisoned_gradient():
     """Puts a NaN into a gradient once, and compares all weights and moments before and after that iteration's step."""
-    from nanogpt import optim
+    from nanogpt import guard, optim
 
     clip, found, iteration, before = optim.clip_gradients, {}, [0], []
 
@@ -100,17 +100,17 @@ def poisoned_gradient():
             parameters[0].grad.view(-1)[0] = float("nan")
         return clip(parameters, grad_clip)
 
-    class WatchedGuard(optim.NonFiniteGuard):
-        def step(self, optimizer, grad_norm):
+    class WatchedGuard(guard.StepGuard):
+        def step(self, optimizer, grad_norm, iter_num):
             before[:] = bits(optimizer) if iteration[0] == POISONED else []
-            super().step(optimizer, grad_norm)
+            super().step(optimizer, grad_norm, iter_num)
             if before:
                 after = bits(optimizer)
                 found["tensors"] = len(after)
                 found["changed"] = sum(not torch.equal(*pair) for pair in zip(before, after, strict=True))
             iteration[0] += 1
 
-    optim.clip_gradients, optim.NonFiniteGuard = poisoning_clip, WatchedGuard
+    optim.clip_gradients, guard.StepGuard = poisoning_clip, WatchedGuard
     return lambda: found
 
 

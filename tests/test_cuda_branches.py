@@ -8,13 +8,14 @@ import contextlib
 
 import pytest
 import torch
+from guards import make_guard
 
 from model import GPT, GPTConfig, KVCache
 from nanogpt import device as devices
 from nanogpt import mfu
 from nanogpt.distributed import Processes
 from nanogpt.errors import UserError
-from nanogpt.optim import NonFiniteGuard, clip_gradients
+from nanogpt.optim import clip_gradients
 from nanogpt.run_folder import generator_states, restore_generators
 
 
@@ -158,19 +159,20 @@ class FusedAdamW:
         assert set_to_none
 
 
-def test_an_unlogged_step_with_fused_adamw_reads_nothing_on_the_host():
+@pytest.mark.parametrize("sigma", [0.0, 6.0])
+def test_an_unlogged_step_with_fused_adamw_reads_nothing_on_the_host(sigma):
     """Reading a meta tensor raises, so a read would end this."""
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    guard, optimizer = NonFiniteGuard("meta", "adamw", "ddp", scaler, 10), FusedAdamW()
-    for iteration in range(1, 4):
-        guard.step(optimizer, torch.empty((), device="meta"))
-        guard.report(iteration, False, pytest.fail, "out")
-    assert optimizer.steps == 3 and optimizer.found_inf.dtype == torch.float32 and optimizer.found_inf.shape == ()
+    guard, optimizer = make_guard(device="meta", spike_sigma=sigma, spike_rewind=sigma), FusedAdamW()
+    for iteration in range(600):
+        guard.note_loss(torch.empty((), device="meta"))
+        guard.step(optimizer, torch.empty((), device="meta"), iteration)
+        guard.report(iteration, False)
+    assert optimizer.steps == 600 and optimizer.found_inf.dtype == torch.float32 and optimizer.found_inf.shape == ()
     with pytest.raises((RuntimeError, NotImplementedError)):
-        guard.report(4, True, pytest.fail, "out")  # a logged one reads the count
+        guard.report(600, True)  # a logged one reads the count
 
 
 def test_muon_reads_the_flag_first():
-    guard = NonFiniteGuard("meta", "muon", "ddp", torch.amp.GradScaler("cpu", enabled=False), 10)
+    guard = make_guard(device="meta", optimizer="muon")
     with pytest.raises((RuntimeError, NotImplementedError)):
-        guard.step(FusedAdamW(), torch.empty((), device="meta"))
+        guard.step(FusedAdamW(), torch.empty((), device="meta"), 0)

@@ -660,3 +660,20 @@ def test_several_processes_have_the_bits_per_byte_of_all_batches(run_ranks, tmp_
     assert found["ddp"] == found["fsdp"] and len(found["ddp"]) == 2
     for loss, bpb in found["ddp"]:
         assert bpb == pytest.approx(loss / math.log(2), rel=1e-6)  # each of these characters is one byte
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_processes_skip_spikes_and_go_back_together_and_resume_to_the_digit(run_ranks, tmp_path, sharding):
+    settings = TINY | dict(gradient_accumulation_steps=2, max_iters=220, lr_decay_iters=220, eval_interval=20,
+                           grad_clip=0.0, spike_sigma=6.0, spike_rewind=0.5, init_from="auto", sharding=sharding)  # fmt: skip
+    for harm, said in (("huge", "more than 6 standard deviations"), ("ascent", "going back to iteration 140")):
+        environment = dict(INJECT=harm, AT=150, COUNT=5 if harm == "huge" else 40)
+        for name, stops in (("whole", [220]), ("parts", [152, 190, 220])):
+            for stop in stops:
+                arguments = flags(settings, out_dir=tmp_path / harm / name, max_iters=stop)
+                result = run_ranks(2, *arguments, script="tests/programs/inject.py", env=environment)
+            assert name == "parts" or said in result.stdout
+        assert log_rows(tmp_path / harm / "whole") == log_rows(tmp_path / harm / "parts")
+        assert len(log_rows(tmp_path / harm / "whole")) >= 221 + 12
+        saved = load(tmp_path / harm / "whole" / "last.pt")["guard"]
+        assert saved["skipped"] >= 5 if harm == "huge" else len(saved["went_back"]) == 1

@@ -14,7 +14,10 @@ from conftest import ROOT, SYNTHETIC, write_synthetic
 
 import gpu_check
 import gpu_hooks
+import guards
 from gpu_check import Failed, Lab, Output, Row
+
+from nanogpt.distributed import Processes
 
 
 def gpu_check_command(*arguments, **options):
@@ -358,23 +361,23 @@ def test_a_matmuls_tflops_come_from_many_products_a_synchronisation(monkeypatch)
 
 def test_a_changed_weight_is_seen(monkeypatch):
     """A guard that steps in spite of a gradient that is not finite."""
-    from nanogpt import optim
+    from nanogpt import guard, optim
 
-    class Careless(optim.NonFiniteGuard):
-        def step(self, optimizer, grad_norm):
+    class Careless(guard.StepGuard):
+        def step(self, optimizer, grad_norm, iter_num):
             optimizer.step()
 
-    for base, changed in ((Careless, 4), (optim.NonFiniteGuard, 0)):
-        monkeypatch.setattr(optim, "NonFiniteGuard", base)
+    for base, changed in ((Careless, 4), (guard.StepGuard, 0)):
+        monkeypatch.setattr(guard, "StepGuard", base)
         monkeypatch.setattr(optim, "clip_gradients", optim.clip_gradients)
         seen = gpu_hooks.poisoned_gradient()
         weight = torch.nn.Parameter(torch.ones(3, 2))
         optimizer = optim.AdamW([weight], lr=0.1, fused=True)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        guard = optim.NonFiniteGuard("cpu", "adamw", "ddp", scaler, 10)
-        for _ in range(7):
+        watched = guard.StepGuard(guards.SETTINGS, Processes(), scaler, {})
+        for n in range(7):
             weight.grad = torch.ones(3, 2)
-            guard.step(optimizer, optim.clip_gradients([weight], 1.0))
+            watched.step(optimizer, optim.clip_gradients([weight], 1.0), n)
         assert seen() == {"tensors": 4, "changed": changed}  # the weight, two moments, the count of steps
         monkeypatch.undo()
 

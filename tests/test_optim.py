@@ -191,7 +191,8 @@ def test_a_skipped_step_leaves_weights_count_and_moments_as_they_were():
 # what is said of a learning rate that does not do what it looks like, and of a run without its optimizer's state
 
 
-SCHEDULE = dict(decay_lr=True, learning_rate=1e-3, warmup_iters=10, lr_decay_iters=100, max_iters=100, min_lr=0.0)
+SCHEDULE = dict(decay_lr=True, learning_rate=1e-3, warmup_iters=10, lr_decay_iters=100, max_iters=100, min_lr=0.0,
+                eval_only=False)  # fmt: skip
 
 
 @pytest.mark.parametrize("change, parts", [

@@ -2,8 +2,9 @@
 
     python tools/plot.py out-shakespeare-char
     python tools/plot.py out-a out-b out-c --to=compare.png
+    python tools/plot.py out-a --norm=True
 
-It may be called while a run is training.
+Where a run went back (spike_rewind), what this has undone is drawn faint. It may be called while a run is training.
 """
 
 import os
@@ -21,6 +22,7 @@ from nanogpt.run_log import read_log
 
 bpb = False  # draw bits per byte in place of nats a token, to compare runs with different tokens
 to = ""  # the picture, its kind by its name (.svg, .pdf; without one .png); empty: loss.png in the first OUT_DIR
+norm = False  # draw the gradient norm too, beneath the losses
 
 out_dirs = []
 configure(globals(), positional=out_dirs.append)
@@ -40,18 +42,27 @@ NO_MATTER |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name",
 
 
 def curves(out_dir):
-    """{kind: {column: array}} of out_dir/log.csv, the kinds being train and eval; UserError where there is none."""
+    """{kind: {column: array}} of out_dir/log.csv, the kinds being train and eval; UserError where there is none.
+
+    "undone" has a list of such dicts, one for each time that the run went back. Each begins with the evaluation that
+    the run went back to."""
     path = os.path.join(out_dir, "log.csv")
     if not os.path.isdir(out_dir):
         raise UserError(f"there is no folder {out_dir}")
     if not os.path.exists(path):
         raise UserError(f"there is no log.csv in {out_dir}, such as train.py writes there")
     try:
-        rows, log = read_log(path), {}
-        for kind in ("train", "eval"):
-            of_kind = [row for row in rows if row["kind"] == kind]
-            columns = ("iter", "train_loss", "val_loss", "lr", "val_bpb")
-            log[kind] = {name: np.array([float(row.get(name) or "nan") for row in of_kind]) for name in columns}
+        rows = read_log(path)
+        log = {kind: table(row for row in rows if row["kind"] == kind) for kind in ("train", "eval")}
+        log["undone"], start = [], 0
+        for i, row in enumerate(rows):
+            if row["kind"].startswith("back"):
+                good = [r for r in rows[:i] if r["kind"].endswith("eval") and r["iter"] == row["iter"]][-1:]
+                undone = [r for r in rows[start:i] if r["kind"].startswith("undone")]
+                evals = good + [r for r in undone if r["kind"].endswith("eval") and r not in good]
+                trains = (r for r in undone if r["kind"].endswith("train"))
+                log["undone"].append({"train": table(trains), "eval": table(evals)})
+                start = i
     except (ValueError, KeyError):
         raise UserError(f"{path} is not a log of train.py") from None
     if bpb and rows:
@@ -66,15 +77,24 @@ def curves(out_dir):
 def in_bits_per_byte(log, path):
     """Replaces the losses in `log`, nats a token, by bits per byte. UserError if `path` has none.
 
-    Only the val loss was measured in both. A token of the training part has as many bytes as one of the val part."""
-    evals = log["eval"]
-    factors = evals["val_bpb"] / evals["val_loss"]
+    Only val losses were measured in both. A token of the training part has as many bytes as one of the val part."""
+    with np.errstate(all="ignore"):
+        factors = log["eval"]["val_bpb"] / log["eval"]["val_loss"]
     if not np.isfinite(factors).any():
-        raise UserError(f"{path} has no bits per byte: they are in runs whose tokens stand for known bytes")
-    factor = np.nanmean(factors)
-    for kind, column in (("train", "train_loss"), ("eval", "train_loss")):
-        log[kind][column] = log[kind][column] * factor
-    evals["val_loss"] = evals["val_bpb"]
+        raise UserError(f"{path} has no bits per byte: train.py counts them where the tokens' bytes are known")
+    factor = factors[np.isfinite(factors)].mean()
+    for part in (log, *log["undone"]):
+        part["train"]["train_loss"] *= factor
+        part["eval"]["train_loss"] *= factor
+        part["eval"]["val_loss"] = part["eval"]["val_bpb"]
+
+
+def table(rows):
+    """{column: array} of rows of a log; NaN where a cell is empty."""
+    rows = list(rows)
+    columns = {name: [row[name] for row in rows] for name in ("iter", "train_loss", "val_loss", "lr")}
+    columns |= {name: [row.get(name) for row in rows] for name in ("grad_norm", "val_bpb")}  # older logs lack them
+    return {name: np.array([float(cell or "nan") for cell in cells]) for name, cells in columns.items()}
 
 
 def labels(out_dirs):
@@ -90,15 +110,26 @@ def labels(out_dirs):
             for text, folder in zip(texts, folders, strict=True)]  # fmt: skip
 
 
-def thin(x, y):
-    """The curve itself, or where it has more than POINTS points, that many means of consecutive ones."""
+def thin(x, y, of=np.mean):
+    """The curve itself, or where it has more than POINTS points, that many means (or `of`) of consecutive ones."""
     chunks = np.array_split(np.arange(len(x)), min(len(x), POINTS) or 1)
-    return [[values[chunk].mean() for chunk in chunks if len(chunk)] for values in (x, y)]
+    return [[f(values[chunk]) for chunk in chunks if len(chunk)] for f, values in ((np.mean, x), (of, y))]
+
+
+def draw_norms(log, colour, alpha):
+    """Draws the gradient norms, of consecutive ones the largest: a mean would hide a spike."""
+    finite = np.isfinite(log["grad_norm"])
+    x, y = log["iter"][finite], log["grad_norm"][finite]
+    norm_axes.plot(*thin(x, y, of=np.max), color=colour, linewidth=0.8, alpha=alpha)
 
 
 logs = [curves(out_dir) for out_dir in out_dirs]
-figure = Figure(figsize=(9, 6), layout="constrained")
-axes = figure.add_subplot(xlabel="iteration", ylabel="loss (bits per byte)" if bpb else "loss (nats a token)")
+figure = Figure(figsize=(9, 8 if norm else 6), layout="constrained")
+axes, *beneath = figure.subplots(2, sharex=True, height_ratios=(3, 1)) if norm else [figure.add_subplot()]
+axes.set(xlabel="" if norm else "iteration", ylabel="loss (bits per byte)" if bpb else "loss (nats a token)")
+for norm_axes in beneath:
+    norm_axes.set(xlabel="iteration", ylabel="gradient norm", yscale="log")
+    norm_axes.grid(color="0.92")
 lr_axes = axes.twinx()
 lr_axes.set_ylabel("learning rate", color="0.5")
 lr_axes.tick_params(axis="y", colors="0.5")
@@ -120,11 +151,20 @@ for i, (log, label) in enumerate(zip(logs, labels(out_dirs), strict=True)):
         best = np.nanargmin(evals["val_loss"])
         at, loss = evals["iter"][best], evals["val_loss"][best]
         axes.plot(at, loss, "*", color=colour, markersize=17, markeredgecolor="white", zorder=5)
-        label += f": best val loss {loss:.4f} at iteration {at:.0f}"
+        label += f": best val loss {loss:.4f}{' bits per byte' * bpb} at iteration {at:.0f}"
+    for undone in log["undone"]:
+        batches, evals = undone["train"], undone["eval"]
+        axes.plot(*thin(batches["iter"], batches["train_loss"]), color=colour, linewidth=0.8, alpha=0.12)
+        axes.plot(evals["iter"], evals["val_loss"], "-", color=colour, linewidth=1.8, alpha=0.35)
+    if norm:
+        draw_norms(train, colour, alpha=0.8)
+        for undone in log["undone"]:
+            draw_norms(undone["train"], colour, alpha=0.3)
     entries.append(Line2D([], [], **style))
     texts.append(textwrap.fill(label, 110))
 kinds = [("-", 1.8, "0.3", "val loss, star: the best"), ("--", 1.2, "0.3", "train loss, as evaluated"),
          ("-", 0.8, "0.7", "loss of the training batches"), (":", 1.5, "0.75", "learning rate")]  # fmt: skip
+kinds += [("-", 1.8, "0.75", "undone: the run went back")] if any(log["undone"] for log in logs) else []
 kinds = [Line2D([], [], linestyle=line, linewidth=width, color=c, label=text) for line, width, c, text in kinds]
 lr_axes.set_ylim(bottom=0)
 figure.legend(handles=kinds, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
