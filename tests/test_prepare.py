@@ -118,7 +118,8 @@ def test_help_shows_every_setting(dataset, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert done.value.code == 0 and f"python data/{dataset}/prepare.py" in shown
     settings = [line for line in shown.splitlines() if line.startswith("  --")]
-    names = {"text_char": ["name"], "text_bpe": ["name", "val_fraction"], "openwebtext": ["source", "name"]}
+    names = {"text_char": ["name"], "text_bpe": ["name", "vocab_size", "tokenizer", "val_fraction"],
+             "openwebtext": ["source", "tokenizer", "name"]}  # fmt: skip
     assert [line.split("=")[0][4:] for line in settings] == names.get(dataset, [])
     assert all(len(line.split(None, 1)[1]) > 20 for line in settings)  # each with its comment
 
