@@ -153,7 +153,8 @@ class TokenizerCodec:
     the original an id stands for depends on the text, and piece() only tells tokens apart.
 
     `text` is the file's, `end` the name of the token that ends a document (None: none), `unknown` the id of what the
-    vocabulary lacks (None: none). Other special tokens are in no text, so they are not known. UserError, which names `where` the text is from, if tokenizers cannot read it.
+    vocabulary lacks (None: none). Other special tokens are in no text, so they are not known. UserError, which names
+    `where` the text is from, if tokenizers cannot read it.
     """
 
     bytes_by_id = False
@@ -202,7 +203,10 @@ class TokenizerCodec:
             return Counter()
         found = self._tokenizer.encode(text, add_special_tokens=False)
         spans = zip(found.ids, found.offsets, strict=True)
-        return Counter("".join(text[start:end] for id, (start, end) in spans if id == self._unknown))
+        characters = Counter("".join(text[start:end] for id, (start, end) in spans if id == self._unknown))
+        # WordPiece gives up a whole word for one character: name those that are unknown by themselves, if there are any
+        alone = {c: n for c, n in characters.items() if self._unknown in self.encode_ordinary(c)}
+        return Counter(alone) or characters
 
     def decode(self, ids):
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -17,7 +17,6 @@ from prepare_scripts import (
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from data import text as data_text
-from data import tokenizer as data_tokenizer
 from data.tokenizer import SPLITS, codec_of_tokenizer, find_tokenizer, tokenizer_of, tokenizer_of_encoding, train_tokenizer
 from data.tokens import BPECodec, CharCodec, TokenizerCodec, line_pieces
 from nanogpt.errors import UserError
@@ -353,3 +352,159 @@ def test_a_missing_library_is_one_line(monkeypatch, own):
 
 # ----------------------------------------------------------------------------------------------
 # by the scripts
+
+
+def bpe_dataset(work, *arguments, name="mine", text=TEXT, code=0, **env):
+    """Runs data/text_bpe/prepare.py on `text`; its Result."""
+    path = write_text(work / "text.txt", text)
+    result = prepare(work, "text_bpe", path, f"--name={name}", *arguments, **env)
+    assert result.returncode == code, result.stderr
+    return result
+
+
+def test_prepare_trains_on_the_training_part_and_encodes_the_whole(work):
+    result = bpe_dataset(work, "--vocab_size=500", TIKTOKEN_CACHE_DIR=str(work / "nothing"))
+    assert f"{END} is id 499" in result.stdout and "config/train_text_bpe_cpu.py" in result.stdout
+    folder, n = work / "data" / "mine", int(len(TEXT) * 0.9)
+    assert sorted(files_in(folder)) == ["dataset.json", "tokenizer.json", "train.bin", "val.bin"]
+    written = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    assert written == train_tokenizer([TEXT[:n]], 500)
+    tokenizer = hugging_face(written)
+    assert ids(work, "mine", "train").tolist() == ids_by(tokenizer, TEXT[:n])
+    assert ids(work, "mine", "val").tolist() == ids_by(tokenizer, TEXT[n:])
+    facts = json.loads((folder / "dataset.json").read_text())
+    assert facts["bytes"] == {"train": n, "val": len(TEXT) - n} and facts["vocab_size"] == 500
+    before = files_in(folder)
+    bpe_dataset(work, "--vocab_size=500")
+    assert files_in(folder) == before
+
+
+def test_between_two_files_comes_endoftext_and_the_name_in_the_text_is_plain(work, tmp_path):
+    one, two = write_text(tmp_path / "1.txt", f"one {END} one " * 300), write_text(tmp_path / "2.txt", "two two " * 600)
+    result = prepare(work, "text_bpe", one, two, "--name=mine", "--vocab_size=260", "--val_fraction=0.2")
+    assert result.returncode == 0, result.stderr
+    train = ids(work, "mine", "train").tolist()
+    assert train.count(259) == 1
+    codec = find_tokenizer(str(work / "data" / "mine"))
+    first = train[: train.index(259)]
+    assert codec.decode(first) == f"one {END} one " * 300 and codec.decode(train[len(first) + 1 :]).startswith("two two")
+
+
+@needs_bpe
+def test_preparing_again_in_other_tokens_leaves_nothing_of_the_ones_before(work):
+    bpe_dataset(work, "--vocab_size=300")
+    bpe_dataset(work)
+    assert sorted(files_in(work / "data" / "mine")) == ["dataset.json", "train.bin", "val.bin"]
+    assert prepare(work, "text_char", work / "text.txt", "--name=mine").returncode == 0
+    assert sorted(files_in(work / "data" / "mine")) == ["dataset.json", "meta.pkl", "train.bin", "val.bin"]
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--vocab_size=256"], "--vocab_size=256: must be at least 257"), (["--vocab_size=60000"], "no more than"),
+    (["--vocab_size=300", "--tokenizer=x"], "not both"), (["--tokenizer=nowhere.json"], "--tokenizer=nowhere.json"),
+    (["--tokenizer={work}/damaged.json"], "damaged.json"), (["--tokenizer={work}/lacking.json"], "'b' (U+0062) "),
+    (["--tokenizer={work}/characters.json"], "data/text_char/prepare.py"),
+], ids=["small", "large", "both", "nowhere", "damaged", "lacking", "characters"])  # fmt: skip
+def test_a_wrong_vocabulary_or_tokenizer_is_one_line_and_writes_nothing(work, arguments, said):
+    write_text(work / "damaged.json", trained("Unigram")[:-50])
+    words = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1}, "unk_token": "[UNK]"}
+    split = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": split, "model": words}
+    write_text(work / "lacking.json", json.dumps(content))
+    characters = CharCodec({"vocab_size": 1, "stoi": {"a": 0}, "itos": {0: "a"}})
+    write_text(work / "characters.json", tokenizer_of(characters))
+    arguments = [argument.format(work=work) for argument in arguments]
+    result = bpe_dataset(work, *arguments, text="ab ba abab " * 300, code=2)
+    assert said in error_after_progress(result)
+    folder = work / "data" / "mine"
+    assert not folder.exists() or not files_in(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_of_another_kind_makes_a_dataset_cut_at_line_ends(work, monkeypatch, kind):
+    path = write_text(work / f"{kind}.json", trained(kind))
+    result = bpe_dataset(work, f"--tokenizer={path}", text=TEXT * 8)
+    assert "cut at line ends" in result.stdout
+    assert ("no token for the end" in result.stdout) == (kind == "BPE")
+    assert ("normalizer changes the text" in result.stdout) == (kind != "BPE")
+    n = int(len(TEXT * 8) * 0.9)
+    pieces = list(line_pieces([(TEXT * 8)[:n]]))
+    assert len(pieces) > 1 and all(piece.endswith("\n") for piece in pieces[:-1])
+    tokenizer = hugging_face(trained(kind))
+    assert ids(work, "mine", "train").tolist() == [i for piece in pieces for i in ids_by(tokenizer, piece)]
+    assert (work / "data" / "mine" / "tokenizer.json").read_text(encoding="utf-8") == trained(kind)
+
+
+@pytest.mark.parametrize("kind", ["own", "WordPiece"])
+def test_a_run_is_sampled_resumed_and_exported_without_its_data_folder(run, own_project, tmp_path, kind):
+    arguments = ["--vocab_size=500"]
+    if kind != "own":
+        arguments = [f"--tokenizer={write_text(tmp_path / 't.json', trained(kind))}"]
+    run("data/text_bpe/prepare.py", write_text(tmp_path / "a.txt", TEXT), "--name=mine", *arguments, project=own_project)
+    folder, out = own_project / "data" / "mine", tmp_path / "out"
+    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    settings = TINY | dict(dataset="mine", out_dir=out)
+    result = run("train.py", *flags(settings), project=own_project)
+    size = hugging_face(tokenizer).get_vocab_size()
+    assert f"found vocab_size = {size} (inside data/mine/dataset.json)" in result.lines
+    run("train.py", *flags(settings, max_iters=10, init_from="resume"), project=own_project)
+    folder.rename(own_project / "data" / "elsewhere")
+    options = [f"--out_dir={out}", "--device=cpu", "--max_new_tokens=12", "--start=abc "]
+    one = run("sample.py", *options, "--num_samples=1", project=own_project)
+    two = run("sample.py", *options, "--num_samples=2", project=own_project)
+    assert two.stdout.startswith(one.stdout) and len(one.stdout) > 25
+    run("tools/export.py", f"--out_dir={out}", f"--to={tmp_path / 'hf'}", project=own_project)
+    assert (tmp_path / "hf" / "tokenizer.json").read_text(encoding="utf-8") == tokenizer
+    again = run("sample.py", *options, "--num_samples=1", f"--init_from={tmp_path / 'hf'}", project=own_project)
+    assert again.stdout == one.stdout
+
+
+def test_a_run_on_the_data_of_another_tokenizer_is_one_line(run, own_project, tmp_path):
+    path = write_text(tmp_path / "a.txt", TEXT)
+    for name, size in (("mine", 400), ("other", 401)):
+        run("data/text_bpe/prepare.py", path, f"--name={name}", f"--vocab_size={size}", project=own_project)
+    run("data/text_bpe/prepare.py", path, "--name=same", f"--tokenizer={own_project}/data/mine", project=own_project)
+    settings = TINY | dict(dataset="mine", out_dir=tmp_path / "out")
+    run("train.py", *flags(settings), project=own_project)
+    for dataset in ("other", "synthetic"):
+        for init_from, out in (("resume", "out"), (tmp_path / "out", "new")):
+            more = flags(settings, dataset=dataset, init_from=init_from, out_dir=tmp_path / out, max_iters=9)
+            line = error_line(run("train.py", *more, project=own_project, expect=2))
+            assert "stand for other tokens" in line and "ckpt.pt" in line + "ckpt.pt"
+    assert not (tmp_path / "new").exists()
+    for init_from, out in ((tmp_path / "out", "new"), ("resume", "out")):
+        more = flags(settings, dataset="same", init_from=init_from, out_dir=tmp_path / out, max_iters=9)
+        run("train.py", *more, project=own_project)
+
+
+def test_a_vocabulary_above_65536_trains_on_u32_bins(run, own_project, tmp_path):
+    codec = codec_of_tokenizer(train_tokenizer([TEXT], 300), "x")
+    ranks = {token: i + 70_000 for token, i in codec._encoding._mergeable_ranks.items()}
+    encoding = tiktoken.Encoding("gpt2", pat_str=SPLITS["GPT-2"][1], mergeable_ranks=ranks, special_tokens={END: 80_000})
+    tokenizer = write_text(tmp_path / "t.json", tokenizer_of_encoding(encoding))
+    path = write_text(tmp_path / "a.txt", TEXT)
+    run("data/text_bpe/prepare.py", path, "--name=mine", f"--tokenizer={tokenizer}", project=own_project)
+    folder, n = own_project / "data" / "mine", int(len(TEXT) * 0.9)
+    found = np.fromfile(folder / "train.u32.bin", dtype="<u4")
+    assert found.tolist() == [i + 70_000 for i in codec.encode_ordinary(TEXT[:n]).tolist()]
+    settings = TINY | dict(dataset="mine", out_dir=tmp_path / "out")
+    result = run("train.py", *flags(settings), project=own_project)
+    assert "found vocab_size = 80001 (inside data/mine/dataset.json)" in result.lines
+    assert "the model's vocab_size = 80064: rounded up to a multiple of 64 for speed" in result.lines
+    sampled = run("sample.py", f"--out_dir={tmp_path / 'out'}", "--device=cpu", "--num_samples=1", project=own_project)
+    assert "\ufffd" in sampled.stdout or sampled.stdout.isprintable() or sampled.stdout  # known ids alone: no KeyError
+    wrong = np.append(found, np.array([80_064], dtype="<u4"))
+    wrong.tofile(folder / "train.u32.bin")
+    (folder / "dataset.json").unlink()
+    line = error_line(run("train.py", *flags(settings, out_dir=tmp_path / "new"), project=own_project, expect=2))
+    assert "train.bin is missing" in line
+
+
+@needs_shakespeare
+@pytest.mark.slow
+def test_tiny_shakespeare_is_encoded_as_tokenizers_encodes_it():
+    text = SHAKESPEARE.read_text(encoding="utf-8")
+    trained_text = train_tokenizer([text], 4096)
+    codec, tokenizer = codec_of_tokenizer(trained_text, "x"), hugging_face(trained_text)
+    assert [i for p in codec.pieces([text]) for i in codec.encode_ordinary(p).tolist()] == ids_by(tokenizer, text)
+    assert codec.decode(codec.encode_ordinary(UNICODE)) == UNICODE
