@@ -205,7 +205,7 @@ def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
     parts = arrays("train", 0, n_train), arrays("val", n_train, sum(lengths))
     _print_counts(write_dataset(folder, *parts, codec.vocab_size, tokenizer=codec.tokenizer))
     if changed:
-        print("the tokens do not give this very text back: the tokenizer's normalizer, or its way to decode, changes it")
+        print("the tokens do not give this very text back: the tokenizer's normalizer or decoder changes it")
 
 
 def _training_texts(paths, n_train, n_bytes):

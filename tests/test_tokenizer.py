@@ -451,10 +451,10 @@ def test_a_run_is_sampled_resumed_and_exported_without_its_data_folder(run, own_
     assert f"found vocab_size = {size} (inside data/mine/dataset.json)" in result.lines
     run("train.py", *flags(settings, max_iters=10, init_from="resume"), project=own_project)
     folder.rename(own_project / "data" / "elsewhere")
-    options = [f"--out_dir={out}", "--device=cpu", "--max_new_tokens=12", "--start=abc "]
+    options = [f"--out_dir={out}", "--device=cpu", "--dtype=float32", "--max_new_tokens=12", "--temperature=0", "--start=abc "]
     one = run("sample.py", *options, "--num_samples=1", project=own_project)
     two = run("sample.py", *options, "--num_samples=2", project=own_project)
-    assert two.stdout.startswith(one.stdout) and len(one.stdout) > 25
+    assert two.stdout.startswith(one.stdout) and len(one.stdout) > 22
     run("tools/export.py", f"--out_dir={out}", f"--to={tmp_path / 'hf'}", project=own_project)
     assert (tmp_path / "hf" / "tokenizer.json").read_text(encoding="utf-8") == tokenizer
     again = run("sample.py", *options, "--num_samples=1", f"--init_from={tmp_path / 'hf'}", project=own_project)
