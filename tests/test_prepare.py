@@ -227,7 +227,7 @@ def test_openwebtext_from_a_folder_is_nanogpts_recipe_and_goes_on_after_a_stop(w
     with open(folder / "train.bin.tmp", "wb") as f:
         f.write(np.full(done, 7, dtype="<u2").tobytes() + b"half-written")
     first = tiktoken_gpt2().decode(expected["train"][: expected["train"].index(50256)])
-    state = {"train": {"documents": 1000, "tokens": done}, "val": {"documents": 0, "tokens": 0}}
+    state = {"train": {"documents": 1000, "tokens": done, "bytes": 5}, "val": {"documents": 0, "tokens": 0, "bytes": 0}}
     state["of"] = [str(tmp_path / "source"), 3001, hashlib.sha256(first.encode()).hexdigest()]
     write_text(folder / "progress.tmp", json.dumps(state))
     (tmp_path / "other").mkdir()
