@@ -84,6 +84,10 @@ class Dataset:
         size = self.facts["tokens"][split] * dtype_in(self.bins[split]).itemsize
         return size, self.facts["fingerprints"][split]
 
+    def bytes_per_token(self, split):
+        """How many bytes of text a token of the split stands for, on average; None where dataset.json is missing."""
+        return self.facts["bytes"][split] / self.facts["tokens"][split] if self.facts else None
+
     def kept(self):
         """What a checkpoint keeps of its tokens: the keys meta (characters; None: GPT-2's) or tokenizer (its text)."""
         return {"tokenizer": self.tokenizer} if self.tokenizer else {"meta": self.meta}

@@ -187,24 +187,25 @@ def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
             start, stop = start - length, stop - length
 
     def encoded(text):
-        """(ids, bytes) of a piece."""
+        """(ids, bytes, what the vocabulary lacks) of a piece."""
         if not text:
-            return end_of_text(codec), 0
+            return end_of_text(codec), 0, {}
         ids = codec.encode_ordinary(text)
-        missing.update(codec.missing(text, ids))
         if not codec.bytes_by_id and not changed and codec.decode(ids) != text:
             changed.append(text)
-        return ids, len(text.encode())
+        return ids, len(text.encode()), codec.missing(text, ids)
 
     def arrays(split, start, stop):
         texts = progress(pieces(start, stop), f"tokenising {split}, characters", stop - start)
-        yield from in_threads(encoded, texts)
+        for ids, length, lacking in in_threads(encoded, texts):
+            missing.update(lacking)
+            yield ids, length
         check_missing(missing)
 
     parts = arrays("train", 0, n_train), arrays("val", n_train, sum(lengths))
     _print_counts(write_dataset(folder, *parts, codec.vocab_size, tokenizer=codec.tokenizer))
     if changed:
-        print("the tokenizer's normalizer changes the text: decoding the tokens gives another one")
+        print("the tokens do not give this very text back: the tokenizer's normalizer or decoder changes it")
 
 
 def _training_texts(paths, n_train, n_bytes):

@@ -47,12 +47,14 @@ BYTE_OF = {character: byte for byte, character in SPELLING.items()}
 
 
 def check_vocab_size(vocab_size):
+    """UserError where no tokenizer of that size can be trained here."""
     if vocab_size < LEAST_VOCAB_SIZE:
         raise UserError(
             f"--vocab_size={vocab_size}: must be at least {LEAST_VOCAB_SIZE}: a token for each byte, and {END}"
         )
     if vocab_size > LARGEST_ID:
         raise UserError(f"--vocab_size={vocab_size}: must be at most {LARGEST_ID:,}")
+    require("--vocab_size", "tokenizers")
 
 
 def train_tokenizer(texts, vocab_size):
@@ -61,7 +63,6 @@ def train_tokenizer(texts, vocab_size):
 
     <|endoftext|> has the last id; tokenizers by itself would give it the first one."""
     check_vocab_size(vocab_size)
-    require("--vocab_size", "tokenizers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

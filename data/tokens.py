@@ -112,7 +112,7 @@ class BPECodec:
         self.tokenizer, self.end, self.cuts_at_lines = tokenizer, end, split != "GPT-2"
         self.eot = self._encoding._special_tokens.get(end)
         self.vocab_size = self._encoding.max_token_value + 1
-        self._ids = {*self._encoding._mergeable_ranks.values(), *self._encoding._special_tokens.values()}
+        self._ids = {*self._encoding._mergeable_ranks.values(), self.eot}
 
     def encode(self, text):
         """List of ids; <|endoftext|> in the text is the one token of that name."""
@@ -174,7 +174,8 @@ class TokenizerCodec:
     the original an id stands for depends on the text, and piece() only tells tokens apart.
 
     `text` is the file's, `end` the name of the token that ends a document (None: none), `unknown` the id of what the
-    vocabulary lacks (None: none). UserError, which names `where` the text is from, if tokenizers cannot read it.
+    vocabulary lacks (None: none). Other special tokens are in no text, so they are not known. UserError, which names
+    `where` the text is from, if tokenizers cannot read it.
     """
 
     bytes_by_id = False
@@ -193,8 +194,12 @@ class TokenizerCodec:
         self._tokenizer.encode_special_tokens = True  # <|endoftext|> in a text is plain text
         self.tokenizer, self.end, self._unknown = text, end, unknown
         self.eot = self._tokenizer.token_to_id(end) if end else None
-        self._ids = {id: token for token, id in self._tokenizer.get_vocab().items()}
-        self.vocab_size = max(self._ids) + 1
+        vocab = self._tokenizer.get_vocab()
+        if not vocab:
+            raise UserError(f"{where} has no tokens")
+        special = {id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._ids = {id: token for token, id in vocab.items() if id == self.eot or id not in special | {unknown}}
+        self.vocab_size = max(vocab.values()) + 1
 
     def encode(self, text):
         """List of ids; the token that ends a document may stand in the text by its name. UserError where the vocabulary
@@ -219,7 +224,10 @@ class TokenizerCodec:
             return Counter()
         found = self._tokenizer.encode(text, add_special_tokens=False)
         spans = zip(found.ids, found.offsets, strict=True)
-        return Counter("".join(text[start:end] for id, (start, end) in spans if id == self._unknown))
+        characters = Counter("".join(text[start:end] for id, (start, end) in spans if id == self._unknown))
+        # WordPiece gives up a whole word for one character: name those that are unknown by themselves, if there are any
+        alone = {c: n for c, n in characters.items() if self._unknown in self.encode_ordinary(c)}
+        return Counter(alone) or characters
 
     def decode(self, ids):
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -44,7 +44,7 @@ SAMPLE = {
     "sample_baby": ("baby GPT, 10 samples of 500, exact", "baby", 10, 500),
     "sample_gpt2": ("GPT-2 124M, 1 sample of 200", "gpt2", 1, 200),
 }
-OTHER = ("val_cpu", "time_to_loss", "load_gpt2", "scaling", "plan")
+OTHER = ("val_cpu", "time_to_loss", "load_gpt2", "scaling", "plan", "encode")
 
 
 def child(command, cwd):
@@ -212,11 +212,51 @@ def other_row(row, peer, runs, temporary, device):
         return load_row(temporary)
     if row == "plan":
         return plan_rows(runs, temporary, device)
+    if row == "encode":
+        return encode_rows(runs)
     if row == "scaling" and device == "cuda":
         return "| scaling | measures processes on a CPU: add --device=cpu | | | | | |"
     if row == "scaling":
         return scaling_rows(runs, temporary)
     return loss_row(peer, runs, temporary, device)
+
+
+def encode_rows(runs):
+    """Rows of how fast one thread encodes tiny Shakespeare's characters: GPT-2's tokens, 4,096 trained ones, and these by
+    Hugging Face's tokenizers, with Unigram tokens of theirs for a kind that only tokenizers computes."""
+    sys.path.insert(0, ROOT)
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from data.bins import open_bin
+    from data.dataset import codec_of_dataset
+    from data.tokenizer import codec_of_tokenizer, train_tokenizer
+    from data.tokens import BPECodec, TokenizerCodec
+
+    folder = os.path.join(ROOT, "data", "shakespeare_char")
+    text = codec_of_dataset(folder).decode(open_bin(os.path.join(folder, "train.bin")).tolist())
+    trained = train_tokenizer([text], 4096)
+    unigram = Tokenizer(models.Unigram())
+    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=4096, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
+    unigram.train_from_iterator(text.splitlines(), trainer)
+    codecs = {
+        "GPT-2's tokens": BPECodec(), "4,096 trained tokens": codec_of_tokenizer(trained, "trained"),
+        "the same by tokenizers": TokenizerCodec(trained, "trained", None, None),
+        "4,096 Unigram tokens": codec_of_tokenizer(unigram.to_str(), "Unigram"),
+    }  # fmt: skip
+    times = {name: [] for name in codecs}
+    for _ in range(runs):
+        for name, codec in codecs.items():
+            start = time.perf_counter()
+            for piece in codec.pieces([text]):
+                codec.encode_ordinary(piece)
+            times[name].append(time.perf_counter() - start)
+    lines, gpt2 = [], statistics.median(times["GPT-2's tokens"])
+    for name in codecs:
+        seconds = statistics.median(times[name])
+        speed = f"{len(text.encode()) / seconds / 1e6:.1f} MB/s"
+        lines.append(f"| encoding, one thread: {name} | {speed} | - | {gpt2 / seconds:.2f} x GPT-2's | - | - | - |")
+    return "\n".join(lines)
 
 
 def loss_row(peer, runs, temporary, device, target=1.908):

@@ -34,7 +34,7 @@ def test_a_mistake_is_named(tmp_path, own_project, arguments, said):
 
 def test_help_names_every_row(own_project):
     result = bench(with_bench(own_project), "--help")
-    rows = "train_baby train_cpu train_gpt2 sample_baby sample_gpt2 val_cpu time_to_loss load_gpt2 scaling"
+    rows = "train_baby train_cpu train_gpt2 sample_baby sample_gpt2 val_cpu time_to_loss load_gpt2 scaling encode"
     assert result.returncode == 0 and set(rows.split()) <= set(re.findall(r"\w+", result.stdout))
     assert "train_gpt2_recompute" in result.stdout
 

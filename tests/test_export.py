@@ -7,10 +7,12 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from conftest import CHARACTERS, META, TINY, error_line, flags, write_synthetic
-from hugging_face import TUNE, differences, ids_for
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from conftest import CHARACTERS, META, ROOT, TINY, error_line, flags, write_synthetic
+from hugging_face import TUNE, differences, folder_of, ids_for
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from data.dataset import codec_of_dataset
 from model import GPT, GPTConfig
 from nanogpt import checkpoint as ckpt
 
@@ -97,6 +99,20 @@ def bpe_run(run, shared, tmp_path_factory):
     return folder / "out", folder / "hf"
 
 
+@pytest.fixture(scope="module")
+def own_run(run, project, tmp_path_factory):
+    """(out_dir, exported folder) of a small model in 400 tokens of its own."""
+    folder = tmp_path_factory.mktemp("own")
+    text = "".join(f"{ODD}The {n} quick brown foxes\njump over {n * n} lazy dogs.\n" for n in range(300))
+    (folder / "text").write_text(text, encoding="utf-8", newline="")
+    run("data/text_bpe/prepare.py", folder / "text", "--name=odd_own", "--vocab_size=400")
+    settings = TINY | dict(dataset="odd_own", block_size=48, n_embd=32, max_iters=40, lr_decay_iters=40,
+                           learning_rate=3e-2, eval_interval=40, eval_iters=1, batch_size=3, out_dir=folder / "out")  # fmt: skip
+    run("train.py", *flags(settings))
+    run("tools/export.py", f"--out_dir={folder / 'out'}", f"--to={folder / 'hf'}")
+    return folder / "out", folder / "hf"
+
+
 def sampled(run, prompt, count, **settings):
     """What sample.py goes on with, taking the most likely token each time."""
     settings = CPU | dict(start=prompt, max_new_tokens=count, temperature=0.0, num_samples=1) | settings
@@ -127,6 +143,58 @@ def test_a_byte_pair_models_greedy_text_is_transformers(prompt, bpe_run, run):
     assert len(set(ours)) > 5
     assert as_read(greedy(folder, prompt, 35)) == ours
     assert sampled(run, prompt, 35, init_from=folder) == ours
+
+
+@pytest.mark.parametrize("prompt", ["The 1", "The 2 quick brown foxes\njump", "\n"], ids=ascii)
+def test_a_model_in_its_own_tokens_writes_transformers_greedy_text(prompt, own_run, run):
+    out_dir, folder = own_run
+    ours = sampled(run, prompt, 25, out_dir=out_dir)
+    assert len(set(ours)) > 3
+    assert as_read(greedy(folder, prompt, 25)) == as_read(ours)
+    assert sampled(run, prompt, 25, init_from=folder) == ours
+
+
+def test_its_own_tokenizer_gives_autotokenizer_the_codecs_ids_on_ugly_text(own_run, project):
+    tokenizer, codec = AutoTokenizer.from_pretrained(own_run[1]), codec_of_dataset(str(project / "data" / "odd_own"))
+    assert len(tokenizer) == 400 and tokenizer.eos_token_id == tokenizer.bos_token_id == codec.eot == 399
+    assert (own_run[1] / "tokenizer.json").read_text() == (project / "data" / "odd_own" / "tokenizer.json").read_text()
+    rng = np.random.default_rng(6)
+    random = ["".join(map(chr, rng.integers(1, 0xD800, 300))) for _ in range(30)]
+    random += ["".join(map(chr, rng.integers(0xE000, 0x110000, 300))) for _ in range(30)]
+    code = (ROOT / "train.py").read_text(encoding="utf-8")
+    for text in [*random, ODD, code, "it's  I'LL\n\n\n 12345  ", "a<|endoftext|>b", "  ", "\t\x00\x1f\x7f", "नमस्ते שלום 中文"]:
+        found = tokenizer(text)["input_ids"]
+        assert found == codec.encode(text) and tokenizer.decode(found) == text
+
+
+def test_a_folder_of_transformers_with_any_tokenizer_is_sampled_and_trained_on(run, own_project, tmp_path):
+    words = PreTrainedTokenizerFast(tokenizer_object=word_piece(), unk_token="[UNK]", eos_token="[SEP]")
+    folder = folder_of(tmp_path, vocab_size=len(words))
+    words.save_pretrained(folder)
+    text = "the quick brown foxes jump over the lazy dogs\n"
+    (tmp_path / "text").write_text(text * 100)
+    named = f"--tokenizer={folder}"
+    result = run("data/text_bpe/prepare.py", tmp_path / "text", named, "--name=words", project=own_project)
+    assert "[SEP] is id 3" in result.stdout
+    ids = np.fromfile(own_project / "data" / "words" / "train.bin", dtype="<u2")
+    assert words.decode(ids[:20]).startswith("the quick brown foxes")
+    settings = TUNE | dict(dataset="words", block_size=8, init_from=folder, out_dir=tmp_path / "out")
+    assert "of its own" not in run("train.py", *flags(settings), project=own_project).stdout
+    sample = flags(CPU | dict(init_from=folder, num_samples=1, max_new_tokens=5, start="the quick"))
+    assert run("sample.py", *sample, project=own_project).stdout.startswith("the quick")
+    line = error_line(run("sample.py", *sample, "--start=ж", project=own_project, expect=2))
+    assert "'ж'" in line
+
+
+def word_piece():
+    """A tokenizer of words and their parts, trained by tokenizers."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=60, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(["the quick brown foxes jump over the lazy dogs"], trainer)
+    return tokenizer
 
 
 def test_a_character_models_tokenizer_is_the_codec(char_run):

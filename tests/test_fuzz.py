@@ -1,6 +1,8 @@
 """Garbage in every input: one line and no harm, whatever the bytes. The examples are the same each time."""
 
 import ast
+import functools
+import json
 import os
 import pickle
 import random
@@ -16,8 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configurator import adopt, at_least, configure
+from data import dataset as data_dataset
 from data.bins import check_bin, check_ids, open_bin
+from data.dataset import Dataset, codec_of_dataset, codec_of_run, write_dataset
 from data.meta import read_meta
+from data.tokenizer import codec_of_tokenizer, train_tokenizer
 from data.tokens import CharCodec
 from model import GPT
 from nanogpt import checkpoint as ckpt
@@ -130,6 +135,89 @@ def test_a_mutated_bin_gives_batches_of_known_ids_or_one_line(tmp_path, mutation
     tokens = open_bin(path)
     assert len(tokens) > block_size and tokens.max() < vocab_size
     check_ids(tokens[None, : block_size + 1], vocab_size, path, np.array([0]))
+
+
+@functools.cache
+def small_tokenizer():
+    return train_tokenizer(["a word, another word and other words\n" * 3], 270)
+
+
+def own_tokens(folder):
+    """Writes a dataset in tokens of its own to `folder`."""
+    ids = np.arange(600) % 270
+    write_dataset(str(folder), [(ids, 600)], [(ids, 600)], 270, tokenizer=small_tokenizer())
+
+
+@fuzz(300)
+@given(name=st.sampled_from(["dataset.json", "tokenizer.json", "train.bin", "val.bin"]), mutations=MUTATIONS)
+def test_a_mutated_file_of_a_dataset_in_its_own_tokens_is_one_line_or_changes_nothing(tmp_path, name, mutations):
+    own_tokens(tmp_path / "data" / "mine")
+    path = tmp_path / "data" / "mine" / name
+    path.write_bytes(mutate(path.read_bytes(), mutations))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_dataset, "ROOT", str(tmp_path))
+        try:
+            data = Dataset("mine", 16)
+            data.check(16, data.vocab_size, None)
+            codec = codec_of_dataset(data.folder)
+        except UserError as error:
+            one_line(error)
+            return
+    assert 256 <= data.vocab_size and codec.decode(codec.encode("some words")) == "some words"
+
+
+def use(codec):
+    """What sample.py does with a codec."""
+    text = "some other words"
+    try:
+        ids = codec.encode(text)
+    except UserError as error:
+        one_line(error)
+        return
+    assert all(0 <= i < codec.vocab_size for i in ids)
+    codec.decode(ids)
+    stream = codec.stream()
+    assert "".join([stream.add(ids), stream.end()]) == codec.decode(ids)
+    assert any(codec.known(i) for i in range(codec.vocab_size))
+
+
+@fuzz(400)
+@given(mutations=MUTATIONS)
+def test_a_mutated_tokenizer_in_a_checkpoint_is_a_codec_or_one_line(mutations):
+    text = mutate(small_tokenizer().encode(), mutations).decode(errors="replace")
+    try:
+        codec, _ = codec_of_run({"config": {"dataset": "none"}, "tokenizer": text}, "out/ckpt.pt", 1 << 24)
+    except UserError as error:
+        one_line(error)
+        return
+    use(codec)
+
+
+@fuzz(400)
+@given(share=st.floats(0, 1, exclude_max=True), value=st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 300), st.sampled_from([2**31, 2**40, -1, 1e99]), st.text(max_size=3),
+    st.just([]), st.just({}), st.just([["a", "b"]]), st.just({"a": 1}), st.just({"type": "NFC"}),
+), remove=st.booleans(), top=st.booleans())  # fmt: skip
+def test_a_tokenizer_json_with_something_odd_in_it_is_a_codec_or_one_line(share, value, remove, top):
+    content = json.loads(small_tokenizer())
+    everywhere = [path for path in places(content) if not top or "vocab" not in path and "merges" not in path[:-1]]
+    path = everywhere[int(share * len(everywhere))]
+    try:
+        codec = codec_of_tokenizer(json.dumps(put(content, path, value, remove)), "tokenizer.json")
+    except UserError as error:
+        one_line(error)
+        return
+    use(codec)
+
+
+@fuzz(200)
+@given(data=st.binary(max_size=300))
+def test_random_bytes_are_no_dataset_json_and_no_tokenizer_json(tmp_path, data):
+    own_tokens(tmp_path)
+    for name in ("tokenizer.json", "dataset.json"):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError):
+            codec_of_dataset(str(tmp_path))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -372,6 +460,9 @@ def spoil(project, out_dir, draw):
         (draw.choice(kinds), draw.random(), draw.randbytes(draw.randint(1, 9))) for _ in range(draw.randint(1, 3))
     ]
     what = draw.choice(["train.bin", "val.bin", "meta.pkl", "last.pt", "ckpt.pt", "log.csv", "config", "arguments"])
+    if draw.random() < 0.2:
+        own_tokens(data)
+        what = draw.choice(["dataset.json", "tokenizer.json", "train.bin"])
     if what == "config":
         (project / "odd.py").write_bytes(mutate(b"max_iters = 6\neval_iters = 1\nlog_interval = 2\n", mutations))
         return what, [str(project / "odd.py")]

@@ -118,7 +118,8 @@ def test_help_shows_every_setting(dataset, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert done.value.code == 0 and f"python data/{dataset}/prepare.py" in shown
     settings = [line for line in shown.splitlines() if line.startswith("  --")]
-    names = {"text_char": ["name"], "text_bpe": ["name", "val_fraction"], "openwebtext": ["source", "name"]}
+    names = {"text_char": ["name"], "text_bpe": ["name", "vocab_size", "tokenizer", "val_fraction"],
+             "openwebtext": ["source", "tokenizer", "name"]}  # fmt: skip
     assert [line.split("=")[0][4:] for line in settings] == names.get(dataset, [])
     assert all(len(line.split(None, 1)[1]) > 20 for line in settings)  # each with its comment
 
@@ -226,7 +227,7 @@ def test_openwebtext_from_a_folder_is_nanogpts_recipe_and_goes_on_after_a_stop(w
     with open(folder / "train.bin.tmp", "wb") as f:
         f.write(np.full(done, 7, dtype="<u2").tobytes() + b"half-written")
     first = tiktoken_gpt2().decode(expected["train"][: expected["train"].index(50256)])
-    state = {"train": {"documents": 1000, "tokens": done}, "val": {"documents": 0, "tokens": 0}}
+    state = {"train": {"documents": 1000, "tokens": done, "bytes": 5}, "val": {"documents": 0, "tokens": 0, "bytes": 0}}
     state["of"] = [str(tmp_path / "source"), 3001, hashlib.sha256(first.encode()).hexdigest()]
     write_text(folder / "progress.tmp", json.dumps(state))
     (tmp_path / "other").mkdir()

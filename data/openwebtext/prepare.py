@@ -126,6 +126,8 @@ if os.path.exists(progress_path):
         saved = json.load(f)
     if saved["of"] != progress["of"]:
         raise UserError(f"{progress_path}: unfinished run on {saved['of'][0]}: finish it, or delete this")
+    if any("bytes" not in saved[split] for split in splits):
+        raise UserError(f"{progress_path}: unfinished run of an older version, which counted no bytes: delete this")
     for split in splits:
         path = os.path.join(folder, bin_name(split, dtype) + ".tmp")
         if os.path.exists(path) and os.path.getsize(path) >= dtype.itemsize * saved[split]["tokens"]:

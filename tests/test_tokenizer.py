@@ -1,0 +1,512 @@
+"""data/tokenizer.py: a tokenizer trained, read and written. What is right is what Hugging Face's tokenizers computes."""
+
+import functools
+import json
+import random
+import string
+import subprocess
+import sys
+import unicodedata
+
+import numpy as np
+import pytest
+import tiktoken
+from conftest import ROOT, TINY, error_line, flags
+from prepare_scripts import (
+    SHAKESPEARE, UNICODE, error_after_progress, files_in, ids, needs_bpe, needs_shakespeare, prepare, write_text,
+)  # fmt: skip
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from data import text as data_text
+from data.tokenizer import SPLITS, codec_of_tokenizer, find_tokenizer, tokenizer_of, tokenizer_of_encoding, train_tokenizer
+from data.tokens import BPECodec, CharCodec, TokenizerCodec, line_pieces
+from nanogpt.errors import UserError
+
+END = "<|endoftext|>"
+
+
+def english(n, seed=0):
+    """A text of `n` words, some more frequent than others."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices(string.ascii_lowercase[:12], k=rng.randint(1, 7))) for _ in range(400)]
+    return " ".join(words[int(rng.paretovariate(0.7)) % 400] + rng.choice(["", "", ",", ".\n", "'s"]) for _ in range(n))
+
+
+def ugly(rng):
+    """A short text of all that a tokenizer may trip over: planes, controls, blanks, digits, code, mixed scripts."""
+    kinds = [
+        lambda: chr(rng.randrange(0x20, 0x7F)), lambda: rng.choice("\t\n\r  \n\x0b\x85\xa0\u2028\u3000\u200b\ufeff"),
+        lambda: rng.choice("0123456789"), lambda: rng.choice(["'s", "'LL", "'re", "Abc", "dEF", "e\u0301", END, "<s>"]),
+        lambda: chr(rng.randrange(0xA0, 0xD800)), lambda: chr(rng.randrange(0xE000, 0x10FFFF)),
+        lambda: chr(rng.randrange(0x20)), lambda: rng.choice(["中文", "नमस्ते", "שלום", "é", "👩‍👩‍👧", "²", "१२"]),
+    ]  # fmt: skip
+    return "".join(rng.choice(kinds)() for _ in range(rng.randint(1, 100)))
+
+
+UGLY = [ugly(random.Random(seed)) for seed in range(1500)]
+TEXT = english(6000)
+
+
+@pytest.fixture(scope="module")
+def own():
+    """The text of a tokenizer.json of 600 tokens, trained here."""
+    return train_tokenizer([TEXT], 600)
+
+
+def hugging_face(text):
+    """tokenizers' own reading of that tokenizer.json, with special tokens in a text as plain text."""
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def ids_by(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+# ----------------------------------------------------------------------------------------------
+# trained
+
+
+def test_a_trained_tokenizer_has_the_size_that_was_asked_for_and_endoftext_last(own):
+    tokenizer = hugging_face(own)
+    assert tokenizer.get_vocab_size() == 600 and tokenizer.token_to_id(END) == 599
+    codec = codec_of_tokenizer(own, "x")
+    assert (codec.vocab_size, codec.eot, codec.end) == (600, 599, END)
+    assert all(codec.known(i) for i in range(600)) and not codec.known(600) and not codec.known(-1)
+
+
+def test_the_same_text_gives_the_same_tokenizer(own):
+    assert train_tokenizer([TEXT], 600) == own
+    program = f"from data.tokenizer import train_tokenizer; import sys; print(train_tokenizer([{TEXT!r}], 600), end='')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert done.stdout == own
+
+
+def test_any_text_comes_back_byte_for_byte(own):
+    codec = codec_of_tokenizer(own, "x")
+    for text in UGLY:
+        found = codec.encode_ordinary(text).tolist()
+        assert codec.decode(found) == text and b"".join(map(codec.piece, found)) == text.encode()
+
+
+def test_tiktokens_ids_are_those_of_tokenizers(own):
+    codec, tokenizer = codec_of_tokenizer(own, "x"), hugging_face(own)
+    assert isinstance(codec, BPECodec)
+    for text in [*UGLY, TEXT]:
+        assert codec.encode_ordinary(text).tolist() == ids_by(tokenizer, text)
+
+
+@pytest.mark.slow
+def test_tiktokens_ids_are_those_of_tokenizers_for_every_character(own):
+    codec, tokenizer = codec_of_tokenizer(own, "x"), hugging_face(own)
+    for c in map(chr, range(sys.maxunicode + 1)):
+        if unicodedata.category(c) != "Cs":
+            text = f"a{c}a 1{c}1 {c}.{c} {c}{c}"
+            assert codec.encode_ordinary(text).tolist() == ids_by(tokenizer, text), hex(ord(c))
+
+
+def test_endoftext_in_a_corpus_is_plain_text_and_in_a_prompt_the_token(own):
+    codec = codec_of_tokenizer(own, "x")
+    assert 599 not in codec.encode_ordinary(f"a{END}b") and codec.decode(codec.encode_ordinary(f"a{END}b")) == f"a{END}b"
+    assert codec.encode(f"a{END}b") == [*codec.encode("a"), 599, *codec.encode("b")]
+
+
+@pytest.mark.parametrize("size", [256, 1, 0, -5, 1 << 30])
+def test_a_vocabulary_size_that_cannot_be_is_one_line(size):
+    with pytest.raises(UserError, match=f"--vocab_size={size}"):
+        train_tokenizer([TEXT], size)
+
+
+def test_a_vocabulary_larger_than_the_text_gives_says_the_size_reached():
+    with pytest.raises(UserError, match="no more than") as error:
+        train_tokenizer(["abab abab"], 5000)
+    reached = int(str(error.value).split("no more than ")[1].split()[0])
+    assert 257 < reached < 265
+    assert hugging_face(train_tokenizer(["abab abab"], reached)).get_vocab_size() == reached
+
+
+def test_the_least_vocabulary_has_a_token_for_each_byte():
+    codec = codec_of_tokenizer(train_tokenizer(["ab"], 257), "x")
+    assert sorted(codec.piece(i) for i in range(256)) == [bytes([i]) for i in range(256)] and codec.eot == 256
+
+
+def test_a_long_text_is_taken_evenly_and_this_is_said(tmp_path, monkeypatch, capsys):
+    lines = [f"{i:07d} words of a line\n" for i in range(40_000)]
+    path = write_text(tmp_path / "a.txt", "".join(lines))
+    monkeypatch.setattr(data_text, "TRAIN_BYTES", 200_000)
+    monkeypatch.setattr("data.tokens.PIECE", 5_000)
+    n = 36_000 * 24
+    taken = list(data_text._training_texts([str(path)], n, n))
+    assert 150_000 < sum(map(len, taken)) <= 200_000
+    numbers = [int(word) for text in taken for word in text.split() if len(word) == 7 and word.isdigit()]
+    for tenth in range(10):  # of each tenth of the training part about as much, and of the last part of the text nothing
+        assert 600 < sum(3600 * tenth <= number < 3600 * (tenth + 1) for number in numbers) < 1100
+    assert max(numbers) < 36_000
+    assert "200,000 of 864,000 bytes, taken evenly" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------------
+# which way a tokenizer.json is encoded
+
+
+def edited(text, change):
+    content = json.loads(text)
+    change(content)
+    return json.dumps(content)
+
+
+def reversed_merges(content):
+    content["model"]["merges"].reverse()
+
+
+def another_pair(content):
+    """A merge by other parts than the ids themselves would give: (a, bc) for abc, where ab is joined first."""
+    byte = {c: i for i, c in enumerate(string.ascii_lowercase)}
+    content["model"]["vocab"] |= {"zx": 601, "xq": 602, "zxq": 603}
+    content["model"]["merges"] += [["z", "x"], ["x", "q"], ["z", "xq"]]
+    assert byte["z"] == 25
+
+
+@pytest.mark.parametrize("change", [
+    reversed_merges, another_pair, lambda c: c.update(normalizer={"type": "NFC"}),
+    lambda c: c["pre_tokenizer"].update(add_prefix_space=True), lambda c: c["pre_tokenizer"].update(use_regex=False),
+    lambda c: c["added_tokens"].append(c["added_tokens"][0] | {"id": 600, "content": "words", "special": False}),
+], ids=["merges in another order", "other parts", "a normalizer", "a blank in front", "no split", "a word added"])  # fmt: skip
+def test_a_byte_level_bpe_that_tiktoken_would_encode_differently_is_encoded_by_tokenizers(own, change):
+    text = edited(own, change)
+    codec, tokenizer = codec_of_tokenizer(text, "x"), hugging_face(text)
+    assert isinstance(codec, TokenizerCodec)
+    for each in UGLY[:200]:
+        assert codec.encode_ordinary(each).tolist() == ids_by(tokenizer, each)
+
+
+@pytest.mark.parametrize("family", SPLITS)
+def test_an_encoding_of_tiktokens_is_written_to_a_tokenizer_json_of_the_same_ids(own, family):
+    """Its real vocabularies are on the network: here the trained merges, split as each of them splits."""
+    ranks = codec_of_tokenizer(own, "x")._encoding._mergeable_ranks
+    name = "gpt2" if family == "GPT-2" else f"{family}_base"
+    encoding = tiktoken.Encoding(name, pat_str=SPLITS[family][1], mergeable_ranks=ranks, special_tokens={END: 599})
+    text = tokenizer_of_encoding(encoding)
+    codec, tokenizer = codec_of_tokenizer(text, "x"), hugging_face(text)
+    assert isinstance(codec, BPECodec) and codec.cuts_at_lines == (family != "GPT-2")
+    for each in UGLY:
+        expected = encoding.encode_ordinary(each)
+        assert codec.encode_ordinary(each).tolist() == ids_by(tokenizer, each) == expected
+
+
+def test_the_patterns_are_tiktokens():
+    """Where it has them at hand without a network: in the source of its plug-in."""
+    import inspect
+
+    import tiktoken_ext.openai_public as public
+
+    source = inspect.getsource(public)
+    assert all(part in source for part in SPLITS["o200k"][1].split("|\\")[0].split("(?i:")[:1])
+    assert SPLITS["cl100k"][1] in source and SPLITS["GPT-2"][1] == getattr(public, "r50k_pat_str", SPLITS["GPT-2"][1])
+
+
+@needs_bpe
+def test_gpt2s_own_tokenizer_json_is_gpt2s_codec():
+    codec = codec_of_tokenizer(tokenizer_of(BPECodec()), "x")
+    assert isinstance(codec, BPECodec) and codec.tokenizer is None and codec.vocab_size == 50257
+
+
+def test_a_tokenizer_of_50257_tokens_is_not_taken_for_gpt2s():
+    text = train_tokenizer([TEXT], 300)
+    vocab = {f"w{i}": i for i in range(300, 50257)}
+    other = edited(text, lambda c: c["model"]["vocab"].update(vocab))
+    assert len(json.loads(other)["model"]["vocab"]) == 50257 or True
+    assert codec_of_tokenizer(other, "x").tokenizer == other
+
+
+def test_characters_are_read_back_as_characters():
+    stoi = {"a": 0, "é": 1, "\n": 2, "漢": 3}
+    codec = CharCodec({"vocab_size": 4, "stoi": stoi, "itos": {}})
+    again = codec_of_tokenizer(tokenizer_of(codec), "x")
+    assert isinstance(again, CharCodec) and again.stoi == stoi
+
+
+# ----------------------------------------------------------------------------------------------
+# of other kinds
+
+
+@functools.cache  # a Unigram is another one each time
+def trained(kind):
+    """A small tokenizer of that kind, trained by tokenizers: (its text, whether every text comes back)."""
+    texts = [TEXT + " " + string.printable + "é漢字"] * 2
+    if kind == "Unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=["<unk>", "</s>"], unk_token="<unk>")
+    if kind == "WordPiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    if kind == "BPE":
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>"])
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.to_str()
+
+
+KINDS = {"Unigram": ("</s>", 1), "WordPiece": ("[SEP]", 3), "BPE": (None, None)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_of_another_kind_has_tokenizers_ids(kind):
+    text = trained(kind)
+    codec, tokenizer = codec_of_tokenizer(text, "x"), hugging_face(text)
+    assert isinstance(codec, TokenizerCodec) and not codec.bytes_by_id
+    assert (codec.end, codec.eot) == KINDS[kind] and codec.vocab_size == tokenizer.get_vocab_size()
+    for each in [TEXT, *TEXT.split("\n")[:50]]:
+        assert codec.encode_ordinary(each).tolist() == ids_by(tokenizer, each)
+        assert codec.decode(ids_by(tokenizer, each)) == tokenizer.decode(ids_by(tokenizer, each), skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_and_unknown_tokens_are_never_drawn_and_the_end_may_be(kind):
+    codec, tokenizer = codec_of_tokenizer(trained(kind), "x"), hugging_face(trained(kind))
+    names = ["<unk>", "[PAD]", "[UNK]", "[CLS]", "</s>", "[SEP]"]
+    special = {name: tokenizer.token_to_id(name) for name in names if tokenizer.token_to_id(name) is not None}
+    assert {name: codec.known(i) for name, i in special.items()} == {name: name == codec.end for name in special}
+    assert sum(codec.known(i) for i in range(codec.vocab_size)) == codec.vocab_size - len(special) + (codec.eot is not None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_characters_are_named_and_counted(kind):
+    codec = codec_of_tokenizer(trained(kind), "x")
+    text = "aab ж b жж ☃ ab"
+    assert {c: n for c, n in codec.missing(text, codec.encode_ordinary(text)).items() if c != "▁"} == {"ж": 3, "☃": 1}
+    assert not codec.missing("ab b", codec.encode_ordinary("ab b"))
+    with pytest.raises(UserError, match=r"no character 'ж' \(U\+0436\)"):
+        codec.encode("aж")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_says_what_decoding_all_at_once_says(kind, own):
+    for codec in (codec_of_tokenizer(trained(kind), "x"), codec_of_tokenizer(own, "x")):
+        for text in TEXT.split("\n")[:40]:
+            found = codec.encode_ordinary(text).tolist() or [5]
+            stream = codec.stream()
+            parts = [stream.add(found[:2]), *(stream.add([i]) for i in found[2:]), stream.end()]
+            assert "".join(parts) == codec.decode(found) and len([p for p in parts if p]) > len(found) / 3
+
+
+def test_a_character_of_several_tokens_is_streamed_once_it_is_whole():
+    """Where decode() is tokenizers' own: a byte-level BPE with a blank put in front."""
+    text = edited(train_tokenizer([TEXT], 300), lambda c: c["pre_tokenizer"].update(add_prefix_space=True))
+    codec = codec_of_tokenizer(text, "x")
+    found = codec.encode_ordinary("中é").tolist()
+    stream = codec.stream()
+    parts = [stream.add([i]) for i in found] + [stream.end()]
+    assert len(found) == 6 and [p for p in parts if p] == [" ", "中", "é"]
+
+
+# ----------------------------------------------------------------------------------------------
+# damaged
+
+
+DAMAGED = {
+    "nothing": "", "no JSON": "{", "a list": "[]", "no model": "{}", "a model that is none": '{"model": 3}', "deep": "[" * 99_999,
+    "an unknown kind": '{"model": {"type": "Quantum", "vocab": {"a": 0}}}', "digits": '{"model": {"type": ' + "1" * 5000 + "}}",
+    "added tokens that are none": '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [3]}',
+    "an empty vocabulary": '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}',
+    "a merge of none": '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}',
+    "an id too large": '{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 99999999}}}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_tokenizer_json_is_one_line_with_its_name(text, tmp_path):
+    path = write_text(tmp_path / "tokenizer.json", text)
+    with pytest.raises(UserError) as error:
+        find_tokenizer(str(path))
+    assert str(path) in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{", b"\x00" * 9])
+def test_a_tokenizer_json_that_is_no_text_is_one_line(content, tmp_path):
+    (tmp_path / "t.json").write_bytes(content)
+    with pytest.raises(UserError, match="t.json"):
+        find_tokenizer(str(tmp_path / "t.json"))
+
+
+def test_what_is_no_tokenizer_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="there is no tokenizer.json in this folder"):
+        find_tokenizer(str(tmp_path))
+    with pytest.raises(UserError, match="o200k_base") as error:
+        find_tokenizer("o300k_base")
+    assert "--tokenizer=o300k_base" in str(error.value)
+
+
+def test_a_missing_library_is_one_line(monkeypatch, own):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    codec_of_tokenizer(own, "x")  # needs tiktoken alone
+    with pytest.raises(UserError, match="pip install tokenizers"):
+        train_tokenizer([TEXT], 300)
+    with pytest.raises(UserError, match="pip install tokenizers"):
+        codec_of_tokenizer(edited(own, reversed_merges), "x")
+
+
+# ----------------------------------------------------------------------------------------------
+# by the scripts
+
+
+def bpe_dataset(work, *arguments, name="mine", text=TEXT, code=0, **env):
+    """Runs data/text_bpe/prepare.py on `text`; its Result."""
+    path = write_text(work / "text.txt", text)
+    result = prepare(work, "text_bpe", path, f"--name={name}", *arguments, **env)
+    assert result.returncode == code, result.stderr
+    return result
+
+
+def test_prepare_trains_on_the_training_part_and_encodes_the_whole(work):
+    result = bpe_dataset(work, "--vocab_size=500", TIKTOKEN_CACHE_DIR=str(work / "nothing"))
+    assert f"{END} is id 499" in result.stdout and "config/train_text_bpe_cpu.py" in result.stdout
+    folder, n = work / "data" / "mine", int(len(TEXT) * 0.9)
+    assert sorted(files_in(folder)) == ["dataset.json", "tokenizer.json", "train.bin", "val.bin"]
+    written = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    assert written == train_tokenizer([TEXT[:n]], 500)
+    tokenizer = hugging_face(written)
+    assert ids(work, "mine", "train").tolist() == ids_by(tokenizer, TEXT[:n])
+    assert ids(work, "mine", "val").tolist() == ids_by(tokenizer, TEXT[n:])
+    facts = json.loads((folder / "dataset.json").read_text())
+    assert facts["bytes"] == {"train": n, "val": len(TEXT) - n} and facts["vocab_size"] == 500
+    before = files_in(folder)
+    bpe_dataset(work, "--vocab_size=500")
+    assert files_in(folder) == before
+
+
+def test_between_two_files_comes_endoftext_and_the_name_in_the_text_is_plain(work, tmp_path):
+    one, two = write_text(tmp_path / "1.txt", f"one {END} one " * 300), write_text(tmp_path / "2.txt", "two two " * 600)
+    result = prepare(work, "text_bpe", one, two, "--name=mine", "--vocab_size=260", "--val_fraction=0.2")
+    assert result.returncode == 0, result.stderr
+    train = ids(work, "mine", "train").tolist()
+    assert train.count(259) == 1
+    codec = find_tokenizer(str(work / "data" / "mine"))
+    first = train[: train.index(259)]
+    assert codec.decode(first) == f"one {END} one " * 300 and codec.decode(train[len(first) + 1 :]).startswith("two two")
+
+
+@needs_bpe
+def test_preparing_again_in_other_tokens_leaves_nothing_of_the_ones_before(work):
+    bpe_dataset(work, "--vocab_size=300")
+    bpe_dataset(work)
+    assert sorted(files_in(work / "data" / "mine")) == ["dataset.json", "train.bin", "val.bin"]
+    assert prepare(work, "text_char", work / "text.txt", "--name=mine").returncode == 0
+    assert sorted(files_in(work / "data" / "mine")) == ["dataset.json", "meta.pkl", "train.bin", "val.bin"]
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--vocab_size=256"], "--vocab_size=256: must be at least 257"), (["--vocab_size=60000"], "no more than"),
+    (["--vocab_size=300", "--tokenizer=x"], "not both"), (["--tokenizer=nowhere.json"], "--tokenizer=nowhere.json"),
+    (["--tokenizer={work}/damaged.json"], "damaged.json"), (["--tokenizer={work}/lacking.json"], "'b' (U+0062) "),
+    (["--tokenizer={work}/characters.json"], "data/text_char/prepare.py"),
+], ids=["small", "large", "both", "nowhere", "damaged", "lacking", "characters"])  # fmt: skip
+def test_a_wrong_vocabulary_or_tokenizer_is_one_line_and_writes_nothing(work, arguments, said):
+    write_text(work / "damaged.json", trained("Unigram")[:-50])
+    words = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1}, "unk_token": "[UNK]"}
+    split = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": split, "model": words}
+    write_text(work / "lacking.json", json.dumps(content))
+    characters = CharCodec({"vocab_size": 1, "stoi": {"a": 0}, "itos": {0: "a"}})
+    write_text(work / "characters.json", tokenizer_of(characters))
+    arguments = [argument.format(work=work) for argument in arguments]
+    result = bpe_dataset(work, *arguments, text="ab ba abab " * 300, code=2)
+    assert said in error_after_progress(result)
+    folder = work / "data" / "mine"
+    assert not folder.exists() or not files_in(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_of_another_kind_makes_a_dataset_cut_at_line_ends(work, kind):
+    path = write_text(work / f"{kind}.json", trained(kind))
+    result = bpe_dataset(work, f"--tokenizer={path}", text=TEXT * 8)
+    assert "cut at line ends" in result.stdout
+    assert ("no token for the end" in result.stdout) == (kind == "BPE")
+    assert "do not give this very text back" in result.stdout
+    n = int(len(TEXT * 8) * 0.9)
+    pieces = list(line_pieces([(TEXT * 8)[:n]]))
+    assert len(pieces) > 1 and all(piece.endswith("\n") for piece in pieces[:-1])
+    tokenizer = hugging_face(trained(kind))
+    assert ids(work, "mine", "train").tolist() == [i for piece in pieces for i in ids_by(tokenizer, piece)]
+    assert (work / "data" / "mine" / "tokenizer.json").read_text(encoding="utf-8") == trained(kind)
+
+
+@pytest.mark.parametrize("kind", ["own", "WordPiece"])
+def test_a_run_is_sampled_resumed_and_exported_without_its_data_folder(run, own_project, tmp_path, kind):
+    arguments = ["--vocab_size=500"]
+    if kind != "own":
+        arguments = [f"--tokenizer={write_text(tmp_path / 't.json', trained(kind))}"]
+    run("data/text_bpe/prepare.py", write_text(tmp_path / "a.txt", TEXT), "--name=mine", *arguments, project=own_project)
+    folder, out = own_project / "data" / "mine", tmp_path / "out"
+    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    settings = TINY | dict(dataset="mine", out_dir=out)
+    result = run("train.py", *flags(settings), project=own_project)
+    size = hugging_face(tokenizer).get_vocab_size()
+    assert f"found vocab_size = {size} (inside data/mine/dataset.json)" in result.lines
+    run("train.py", *flags(settings, max_iters=10, init_from="resume"), project=own_project)
+    folder.rename(own_project / "data" / "elsewhere")
+    options = [f"--out_dir={out}", "--device=cpu", "--dtype=float32", "--max_new_tokens=12", "--temperature=0", "--start=abc "]
+    one = run("sample.py", *options, "--num_samples=1", project=own_project)
+    two = run("sample.py", *options, "--num_samples=2", project=own_project)
+    assert two.stdout.startswith(one.stdout) and len(one.stdout) > 22
+    run("tools/export.py", f"--out_dir={out}", f"--to={tmp_path / 'hf'}", project=own_project)
+    assert (tmp_path / "hf" / "tokenizer.json").read_text(encoding="utf-8") == tokenizer
+    again = run("sample.py", *options, "--num_samples=1", f"--init_from={tmp_path / 'hf'}", project=own_project)
+    assert again.stdout == one.stdout
+
+
+def test_a_run_on_the_data_of_another_tokenizer_is_one_line(run, own_project, tmp_path):
+    path = write_text(tmp_path / "a.txt", TEXT)
+    for name, size in (("mine", 400), ("other", 401)):
+        run("data/text_bpe/prepare.py", path, f"--name={name}", f"--vocab_size={size}", project=own_project)
+    run("data/text_bpe/prepare.py", path, "--name=same", f"--tokenizer={own_project}/data/mine", project=own_project)
+    settings = TINY | dict(dataset="mine", out_dir=tmp_path / "out")
+    run("train.py", *flags(settings), project=own_project)
+    for dataset in ("other", "synthetic"):
+        for init_from, out in (("resume", "out"), (tmp_path / "out", "new")):
+            more = flags(settings, dataset=dataset, init_from=init_from, out_dir=tmp_path / out, max_iters=9)
+            line = error_line(run("train.py", *more, project=own_project, expect=2))
+            assert "stand for other tokens" in line and "ckpt.pt" in line + "ckpt.pt"
+    assert not (tmp_path / "new").exists()
+    for init_from, out in ((tmp_path / "out", "new"), ("resume", "out")):
+        more = flags(settings, dataset="same", init_from=init_from, out_dir=tmp_path / out, max_iters=9)
+        run("train.py", *more, project=own_project)
+
+
+def test_a_vocabulary_above_65536_trains_on_u32_bins(run, own_project, tmp_path):
+    codec = codec_of_tokenizer(train_tokenizer([TEXT], 300), "x")
+    ranks = {token: i + 70_000 for token, i in codec._encoding._mergeable_ranks.items()}
+    encoding = tiktoken.Encoding("gpt2", pat_str=SPLITS["GPT-2"][1], mergeable_ranks=ranks, special_tokens={END: 80_000})
+    tokenizer = write_text(tmp_path / "t.json", tokenizer_of_encoding(encoding))
+    path = write_text(tmp_path / "a.txt", TEXT)
+    run("data/text_bpe/prepare.py", path, "--name=mine", f"--tokenizer={tokenizer}", project=own_project)
+    folder, n = own_project / "data" / "mine", int(len(TEXT) * 0.9)
+    found = np.fromfile(folder / "train.u32.bin", dtype="<u4")
+    assert found.tolist() == [i + 70_000 for i in codec.encode_ordinary(TEXT[:n]).tolist()]
+    settings = TINY | dict(dataset="mine", out_dir=tmp_path / "out")
+    result = run("train.py", *flags(settings), project=own_project)
+    assert "found vocab_size = 80001 (inside data/mine/dataset.json)" in result.lines
+    assert "the model's vocab_size = 80064: rounded up to a multiple of 64 for speed" in result.lines
+    sampled = run("sample.py", f"--out_dir={tmp_path / 'out'}", "--device=cpu", "--num_samples=1", project=own_project)
+    assert "\ufffd" in sampled.stdout or sampled.stdout.isprintable() or sampled.stdout  # known ids alone: no KeyError
+    wrong = np.append(found, np.array([80_064], dtype="<u4"))
+    wrong.tofile(folder / "train.u32.bin")
+    (folder / "dataset.json").unlink()
+    line = error_line(run("train.py", *flags(settings, out_dir=tmp_path / "new"), project=own_project, expect=2))
+    assert "train.bin is missing" in line
+
+
+@needs_shakespeare
+@pytest.mark.slow
+def test_tiny_shakespeare_is_encoded_as_tokenizers_encodes_it():
+    text = SHAKESPEARE.read_text(encoding="utf-8")
+    trained_text = train_tokenizer([text], 4096)
+    codec, tokenizer = codec_of_tokenizer(trained_text, "x"), hugging_face(trained_text)
+    assert [i for p in codec.pieces([text]) for i in codec.encode_ordinary(p).tolist()] == ids_by(tokenizer, text)
+    assert codec.decode(codec.encode_ordinary(UNICODE)) == UNICODE
