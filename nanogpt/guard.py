@@ -90,18 +90,21 @@ class StepGuard:
 
     def _judge(self, grad_norm):
         """(not finite, a spike), flags on the device, of the norm and the mean loss over micro-batches and ranks."""
-        values = torch.stack((grad_norm.to(self.device), self.loss)) / self.processes.world_size
-        self.processes.add_up(values)  # every process sees the same bits
+        values = torch.stack((grad_norm.to(self.device), self.loss))
+        if self.processes.world_size > 1:
+            values = values / self.processes.world_size
+            self.processes.add_up(values)  # every process sees the same bits
         self.loss = 0.0
         variance, mean = torch.var_mean(self.ring, dim=1, correction=0)  # not E[x^2] - E[x]^2, which cancels
         finite = torch.isfinite(values).all()
         # while the ring is not full its mean is NaN, and nothing is above that
-        spike = finite & (values > mean + self.sigma * variance.sqrt()).any()
-        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * (spike | ~finite)
+        spike = finite & (values > torch.add(mean, variance.sqrt(), alpha=self.sigma)).any()
+        nonfinite = ~finite
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * (spike | nonfinite)
         self.new_spikes += spike
-        enters = finite & (~spike | (self.skipped_in_a_row >= NEW_LEVEL))
+        enters = finite & ((self.skipped_in_a_row == 0) | (self.skipped_in_a_row >= NEW_LEVEL))
         self.ring = torch.where(enters, torch.cat((self.ring[:, 1:], values[:, None]), dim=1), self.ring)
-        return ~finite, spike
+        return nonfinite, spike
 
     def report(self, iter_num, logged):
         """Says how many steps were skipped since the last report, and notes when too many were in a row.
