@@ -14,6 +14,7 @@ import torch
 from configurator import adopt, adopt_model_sizes, at_least, configure, one_of, setting_names
 from data.bins import check_ids, open_bin
 from data.dataset import Dataset
+from data.order import Windows
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
@@ -49,6 +50,7 @@ wandb_project = "owt"  # W&B project
 wandb_run_name = "gpt2"  # W&B run name
 # data
 dataset = "openwebtext"  # the folder under data/
+order = "random"  # of the training windows: random, with repeats, or epoch, each window once a pass over the tokens
 gradient_accumulation_steps = 5 * 8  # micro-batches per iteration, over all processes
 batch_size = 12  # sequences in a micro-batch
 block_size = 1024  # tokens in a sequence: the context's length
@@ -110,7 +112,7 @@ at_least(1, globals(), "max_nonfinite")
 at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
 at_least(0, globals(), "peak_flops lr_decay_iters patience max_seconds sample_interval spike_sigma spike_rewind")
 at_least(0, globals(), "beta1 beta2 dropout", below=1)
-one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
+one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"), order=("random", "epoch"))
 micro_steps = share_evenly(gradient_accumulation_steps, world_size)
 dtype = devices.pick_dtype(dtype, device)
 compile, compile_remark = devices.pick_compile(compile, device)
@@ -162,14 +164,14 @@ vocab_size = model.config.vocab_size
 fingerprints = data.check(block_size, vocab_size, expected=saved.get("data"))
 samples = ShortSamples(sample_interval, data, vocab_size, seed, device)
 text_bytes = data.text_bytes(vocab_size, device)
-# get_batch alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
+# windows alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
 batch_generator = torch.Generator().set_state(torch.get_rng_state())
 
 
-def get_batch(split):
-    """(x, y), each (B, T) int64 on the device: random windows of the split's tokens, and the token after each."""
+def get_batch(split, evaluation=False):
+    """(x, y), each (B, T) int64 on the device: windows of the split's tokens, and the token after each token."""
     tokens = open_bin(data.bins[split])  # a new memory map each time: one that is held keeps every page it has read
-    start = torch.randint(len(tokens) - block_size, (batch_size,), generator=batch_generator).numpy()
+    start = windows.starts(len(tokens), evaluation)
     window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
     check_ids(window, vocab_size, data.bins[split], start)
     ids = devices.to_device(torch.from_numpy(window), device)
@@ -183,6 +185,8 @@ optim = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), 
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
 guard = StepGuard(config, processes, scaler, saved)  # skips bad steps, and decides when the run goes back
 restore_optimizer(optim, scaler, saved, folder.loaded_path)
+taken = progress.tokens_seen // block_size
+windows = Windows(order, batch_generator, guard.batch_seed, taken, batch_size, block_size, rank, world_size)
 running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
 say(schedule_remark(config, progress.by_clock), forecast.line(model, config, running_mfu, world_size, iter_num))
@@ -223,7 +227,7 @@ def estimate_loss():
             for row in range(found.size(1)):
                 if processes.asked_to_stop():
                     return None
-                x, y = get_batch(split)
+                x, y = get_batch(split, evaluation=True)
                 found[:, row, rank] = torch.stack([eval_model(x, y)[1], text_bytes.of(y)])
         processes.add_up(found)
         mean[split], n_bytes = (each.flatten()[:eval_iters].mean().item() for each in found)
@@ -252,7 +256,7 @@ def save(name, point):
 # ---- the training loop ---------------------------------------------------------------------------------------------
 processes.listen()  # from here on SIGTERM, SIGINT and SIGHUP stop the run between two micro-steps
 batch, evaluated = folder.restore_point(saved, device, batch_generator, seed + rank, (batch_size, block_size))
-x, y = batch or get_batch("train")  # (B, T); a stopped run had drawn its next batch already
+x, y = windows.drawn_before(batch) or get_batch("train")  # (B, T)
 log = run_log.open_log(folder, iter_num, evaluated, len(guard.went_back), config, saved.get("wandb_id"))
 saved = start = None  # frees the checkpoint, which is as large as the model and its optimizer
 clock = devices.Clock(device)
@@ -287,7 +291,7 @@ while iter_num <= max_iters and not eval_only:
         if progress.ended_by and not guard.exploded:
             break
     if guard.exploded:
-        iter_num = folder.go_back(iter_num, guard, progress, model, optim, batch_generator, log)
+        iter_num = folder.go_back(iter_num, guard, progress, model, optim, windows, log)
         (x, y), evaluated = get_batch("train"), True
         continue
     if progress.saves_at(iter_num) and saved_at != iter_num:

@@ -57,6 +57,11 @@ class StepGuard:
             self.skipped, self.went_back = saved["guard"]["skipped"], saved["guard"]["went_back"]
             self.norms.largest = [tuple(pair) for pair in saved["guard"]["largest_norms"]]
 
+    @property
+    def batch_seed(self):
+        """What the batches are drawn from: the setting `seed`, or the one of the last time that the run went back."""
+        return self.went_back[-1][2] if self.went_back else self.config["seed"]
+
     # ---- steps
 
     def note_loss(self, loss):

@@ -110,9 +110,8 @@ class RunFolder:
         if points is None:
             return None, False
         if len(points) != now:
-            self.processes.say(
-                f"the run had {len(points)} processes and has {now} now: from here on other batches come"
-            )
+            kind = "evaluation batches" if saved["config"].get("order") == "epoch" else "batches"
+            self.processes.say(f"the run had {len(points)} processes and has {now} now: from here on other {kind} come")
             batches.manual_seed(seed + 1_000_003 * saved["iter_num"])
             return None, False
         point = points[self.processes.rank]
@@ -144,12 +143,11 @@ class RunFolder:
         taken = time.monotonic() - began
         self.longest_save, self.seconds_saving = max(self.longest_save, taken), self.seconds_saving + taken
 
-    def go_back(self, iter_num, guard, progress, model, optim, batches, log):
+    def go_back(self, iter_num, guard, progress, model, optim, windows, log):
         """Puts the run back to good.pt, with other batches from there. Returns its iteration.
 
-        guard, progress and log are the run's StepGuard, Progress and log; `batches` is the generator that batches are
-        drawn from. First the checkpoints of what is undone make way for good.pt, so that no resume begins there.
-        UserError where the guard does not allow it.
+        guard, progress, windows and log are the run's StepGuard, Progress, Windows and log. First the checkpoints of
+        what is undone make way for good.pt, so that no resume begins there. UserError where the guard does not allow it.
         """
         path, rank = os.path.join(self.out_dir, "good.pt"), self.processes.rank
         saved = checkpoint.load(path) if os.path.exists(path) else {}
@@ -162,9 +160,9 @@ class RunFolder:
         seed = guard.go_back(iter_num, saved)
         load_weights(model, saved["model"])
         restore_optimizer(optim, guard.scaler, saved, path)
-        self.restore_point(saved, guard.device, batches, seed + rank, None)
-        batches.manual_seed(seed + rank)
+        self.restore_point(saved, guard.device, windows.generator, seed + rank, None)
         progress.go_back(saved)
+        windows.restart(seed, progress.tokens_seen // windows.block_size)
         log.go_back(saved["iter_num"], seed)
         self.written = None
         return saved["iter_num"]

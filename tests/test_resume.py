@@ -25,6 +25,7 @@ KINDS = {
     "bfloat16": (signal.SIGTERM, dict(dtype="bfloat16", gradient_accumulation_steps=1)),
     "bfloat16, dropout, saves between": (signal.SIGINT, dict(dtype="bfloat16", dropout=0.2, save_interval=3)),
     "float16": (signal.SIGTERM, dict(dtype="float16", n_layer=1, n_embd=16, block_size=16, batch_size=4)),
+    "order=epoch, dropout, accumulation": (signal.SIGTERM, dict(order="epoch", dropout=0.2, gradient_accumulation_steps=3)),
     "muon, biases": (signal.SIGTERM, dict(optimizer="muon", bias=True, gradient_accumulation_steps=1)),
 }
 
