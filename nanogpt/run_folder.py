@@ -147,7 +147,7 @@ class RunFolder:
         """Puts the run back to good.pt, with other batches from there. Returns its iteration.
 
         guard, progress, windows and log are the run's StepGuard, Progress, Windows and log. First the checkpoints of
-        what is undone make way for good.pt, so that no resume begins there. UserError where the guard does not allow it.
+        what is undone make way for good.pt, so that no resume begins there. UserError if the guard says no.
         """
         path, rank = os.path.join(self.out_dir, "good.pt"), self.processes.rank
         saved = checkpoint.load(path) if os.path.exists(path) else {}

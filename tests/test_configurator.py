@@ -243,6 +243,18 @@ def test_the_config_files_have_nanogpts_values(name, values):
     assert found == values
 
 
+def test_the_config_file_for_fineweb_has_the_values_of_llm_cs_reproduction():
+    """As in its run: -d 524288 -t 1024 -c 0.1 -l 0.0006 -q 0.0 -u 700, one epoch of 18,865 steps; clip at 1.0."""
+    found = {}
+    exec((ROOT / "config" / "train_gpt2_fineweb.py").read_text(), found)
+    assert found["batch_size"] * found["block_size"] * found["gradient_accumulation_steps"] == 524288
+    assert found["max_iters"] + 1 == found["lr_decay_iters"] == 18865  # max_iters is the number of the last iteration
+    expected = dict(
+        block_size=1024, weight_decay=0.1, learning_rate=6e-4, min_lr=0.0, warmup_iters=700, grad_clip=1.0, order="epoch"
+    )
+    assert {name: found[name] for name in expected} == expected
+
+
 # ----------------------------------------------------------------------------------------------
 # --help
 

@@ -107,7 +107,7 @@ def test_text_char_changes_only_line_ends_in_the_users_files(work, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dataset", ["shakespeare_char", "shakespeare", "text_char", "text_bpe", "openwebtext"]
+    "dataset", ["shakespeare_char", "shakespeare", "text_char", "text_bpe", "openwebtext", "fineweb"]
 )
 def test_help_shows_every_setting(dataset, monkeypatch, capsys):
     script = str(ROOT / "data" / dataset / "prepare.py")
@@ -119,7 +119,7 @@ def test_help_shows_every_setting(dataset, monkeypatch, capsys):
     assert done.value.code == 0 and f"python data/{dataset}/prepare.py" in shown
     settings = [line for line in shown.splitlines() if line.startswith("  --")]
     names = {"text_char": ["name"], "text_bpe": ["name", "vocab_size", "tokenizer", "val_fraction"],
-             "openwebtext": ["source", "tokenizer", "name"]}  # fmt: skip
+             "openwebtext": ["source", "tokenizer", "name"], "fineweb": ["source", "subset", "tokenizer", "name"]}  # fmt: skip
     assert [line.split("=")[0][4:] for line in settings] == names.get(dataset, [])
     assert all(len(line.split(None, 1)[1]) > 20 for line in settings)  # each with its comment
 
@@ -275,10 +275,46 @@ def test_openwebtext_killed_half_way_ends_as_if_it_had_not_been(work, tmp_path):
         assert ids(work, "openwebtext", split).tolist() == expected[split]
 
 
-def test_openwebtext_without_its_library_names_the_pip_install(work, tmp_path):
+@pytest.mark.parametrize("dataset", ["openwebtext", "fineweb"])
+def test_openwebtext_and_fineweb_without_their_library_name_the_pip_install(work, tmp_path, dataset):
     write_text(tmp_path / "datasets.py", "raise ImportError('not installed')\n")
-    line = error_after_progress(prepare(work, "openwebtext", PYTHONPATH=str(tmp_path)))
-    assert "pip install datasets" in line
+    line = error_after_progress(prepare(work, dataset, PYTHONPATH=str(tmp_path)))
+    assert "pip install datasets" in line and f"data/{dataset}/prepare.py" in line
+
+
+@needs_bpe
+@pytest.mark.slow
+def test_fineweb_from_a_parquet_file_has_nanogpts_split_and_names_the_next_command(work, tmp_path):
+    pytest.importorskip("datasets")
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = [f"Document {i} of the web: {'naïve 中文 ' * (i % 7)}\n" for i in range(2500)]
+    # columns of FineWeb's own files
+    table = pyarrow.table({"text": texts, "id": list(map(str, range(2500))), "language_score": [0.9] * 2500})
+    (tmp_path / "source").mkdir()
+    pyarrow.parquet.write_table(table, tmp_path / "source" / "000_00000.parquet")
+    result = prepare(work, "fineweb", f"--source={tmp_path / 'source'}")
+    assert result.returncode == 0, result.stderr
+    expected = expected_openwebtext(texts)
+    for split in ("train", "val"):
+        assert ids(work, "fineweb", split).tolist() == expected[split]
+        assert f"{split} has {len(expected[split]):,} tokens" in result.stdout
+    assert "next: torchrun" in result.stdout and "config/train_gpt2_fineweb.py" in result.stdout
+    assert sorted(files_in(work / "data" / "fineweb")) == ["prepare.py", "train.bin", "val.bin"]
+
+
+@pytest.mark.parametrize("dataset, expected", [
+    ("openwebtext", ("dylanebert/openwebtext", None)), ("fineweb", ("HuggingFaceFW/fineweb", "sample-10BT")),
+])  # fmt: skip
+def test_what_is_loaded_of_the_hub(work, tmp_path, dataset, expected):
+    """A stand-in for `datasets` fails with what it was asked for."""
+    stand_in = "def load_dataset(*names, **options):\n    raise OSError(f'asked for {names}, {options[\"split\"]}')\n"
+    write_text(tmp_path / "datasets.py", stand_in + "concatenate_datasets = None\n")
+    write_text(tmp_path / "tqdm.py", "tqdm = None\n")
+    line = error_after_progress(prepare(work, dataset, PYTHONPATH=str(tmp_path)))
+    assert line == f"error: --source={expected[0]} cannot be loaded: asked for {expected}, train"
+    assert sorted(files_in(work / "data" / dataset)) == ["prepare.py"]
 
 
 @pytest.mark.slow
@@ -444,16 +480,10 @@ def test_an_empty_folder_is_one_line(prepare_here, tmp_path, dataset):
 
 def test_openwebtexts_documents_stay_as_they_are_but_for_a_leading_bom(gpt2):
     """The function alone: the script itself downloads, or needs another library."""
-    source = (ROOT / "data" / "openwebtext" / "prepare.py").read_text(encoding="utf-8")
-    function = source[source.index("def encode(") : source.index("def tokenise(")]
-    from data.text import check_missing, end_of_text
+    from data.documents import encode
     from data.tokens import BPECodec
-    from nanogpt.errors import UserError
 
-    names = {"codec": BPECodec(), "np": np, "dtype": np.dtype("<u2"), "UserError": UserError}
-    names |= {"check_missing": check_missing, "end_of_text": end_of_text}
-    exec(function, names)
-    ids, n_bytes = names["encode"]({"text": ["\ufeffa\r\nb\r", "c\ufeffd", ""]})
+    ids, n_bytes = encode(["\ufeffa\r\nb\r", "c\ufeffd", ""], BPECodec(), "x")
     expected = [*gpt2.encode_ordinary("a\r\nb\r"), 50256, *gpt2.encode_ordinary("c\ufeffd"), 50256, 50256]
     assert ids.tolist() == expected and ids.dtype == np.uint16 and n_bytes == len("a\r\nb\rc\ufeffd".encode())
 

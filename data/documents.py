@@ -1,0 +1,134 @@
+"""From a hub dataset, or a folder of files, to a dataset of token bins: what OpenWebText's and FineWeb's scripts share.
+
+`datasets` and `tqdm` must be installed: a script calls require() before it calls anything here.
+"""
+
+import glob
+import hashlib
+import json
+import os
+
+import numpy as np
+
+from data.bins import bin_name
+from data.dataset import publish
+from data.text import check_missing, end_of_text, in_threads, pick_codec, say_end
+from data.tokens import dtype_of
+from nanogpt.device import usable_cores
+from nanogpt.errors import UserError
+
+
+def prepare_documents(folder, source, subset, tokenizer):
+    """Makes `folder` a dataset of the documents of `source`, each ended by <|endoftext|>. Prints facts.
+
+    source: a hub dataset with a text column, of which `subset` names a configuration, or a folder (load_documents()).
+    tokenizer: as --tokenizer= takes it; "": GPT-2's tokens. If it is stopped, the same call goes on where it was:
+    progress.tmp counts what is done.
+    """
+    codec = pick_codec(tokenizer)
+    say_end(codec)
+    dtype = dtype_of(codec.vocab_size)
+    try:
+        documents = load_documents(source, subset)
+    except Exception as error:  # the libraries below raise a dozen kinds
+        raise UserError(f"--source={source} cannot be loaded: {error.__cause__ or error}") from None
+    if len(documents) < 2:
+        raise UserError(f"--source={source}: {len(documents)} document cannot be split into train and val")
+    print(f"{len(documents):,} documents")
+    parts = documents.train_test_split(test_size=0.0005, seed=2357, shuffle=True)  # nanoGPT's split
+    splits = {"train": parts["train"], "val": parts["test"]}
+    paths = {split: os.path.join(folder, bin_name(split, dtype) + ".tmp") for split in splits}
+
+    os.makedirs(folder, exist_ok=True)
+    progress_path = os.path.join(folder, "progress.tmp")
+    first = hashlib.sha256(str(splits["train"][0]["text"]).encode()).hexdigest()
+    progress = {"of": [source, len(documents), first] + [tokenizer] * bool(tokenizer)}
+    progress |= {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in splits}
+    if os.path.exists(progress_path):
+        with open(progress_path) as f:
+            saved = json.load(f)
+        if saved["of"] != progress["of"]:
+            raise UserError(f"{progress_path}: unfinished run on {saved['of'][0]}: finish it, or delete this")
+        if any("bytes" not in saved[split] for split in splits):
+            raise UserError(f"{progress_path}: unfinished run of an older version, which counted no bytes: delete this")
+        for split, path in paths.items():
+            if os.path.exists(path) and os.path.getsize(path) >= dtype.itemsize * saved[split]["tokens"]:
+                progress[split] = saved[split]
+                print(f"going on after document {progress[split]['documents']:,} of {split}")
+    for split, documents in splits.items():
+        tokenise(split, documents, paths[split], progress[split], codec, source, lambda: save(progress, progress_path))
+    n_bytes = {split: progress[split]["bytes"] for split in splits}
+    publish(folder, codec.vocab_size, n_bytes, tokenizer=codec.tokenizer)
+    os.remove(progress_path)
+    for split in splits:
+        print(f"{split} has {progress[split]['tokens']:,} tokens")
+
+
+def load_documents(source, subset):
+    """The documents of `source`, a Dataset with the one column "text".
+
+    In a folder these are the "text" of every line of its .jsonl files, every row of its .parquet
+    files, and every .txt file whole.
+    """
+    from datasets import concatenate_datasets, load_dataset
+
+    if not os.path.isdir(source):
+        return load_dataset(source, subset or None, split="train", num_proc=usable_cores()).select_columns("text")
+    found = {}
+    for kind in ("jsonl", "parquet", "txt"):
+        found[kind] = sorted(glob.glob(f"{glob.escape(source)}/**/*.{kind}", recursive=True))
+    # one .jsonl at a time, as they may differ in their other columns
+    parts = [load_dataset("json", data_files=path, split="train") for path in found["jsonl"]]
+    if found["parquet"]:
+        parts.append(load_dataset("parquet", data_files=found["parquet"], split="train", columns=["text"]))
+    if found["txt"]:
+        parts.append(load_dataset("text", data_files=found["txt"], split="train", sample_by="document"))
+    if not parts:
+        raise UserError("there is no .jsonl, .parquet or .txt file in this folder")
+    return concatenate_datasets([part.select_columns("text") for part in parts])
+
+
+def encode(texts, codec, source):
+    """(ids of a few documents of `source`, (n,), each ended by <|endoftext|>; the bytes of their text)."""
+    ids, length = [], 0
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"--source={source}: a document's text is {text!r}")
+        for piece in codec.pieces([text.removeprefix("\ufeff")]):  # this mark is no text; all else stays as it is
+            ids.append(codec.encode_ordinary(piece))
+            check_missing(codec.missing(piece, ids[-1]))
+            length += len(piece.encode())
+        ids.append(end_of_text(codec))
+    return np.concatenate(ids).astype(dtype_of(codec.vocab_size)), length
+
+
+def tokenise(split, documents, path, done, codec, source, save_progress, at_once=100):
+    """Appends to the file `path` the tokens of those `documents` that are not counted in `done`, and counts them there.
+
+    done: {"documents": n, "tokens": n, "bytes": n}."""
+    from tqdm import tqdm
+
+    # Plain writes, no memory map: on a full disk they raise an error, where a map would end the process.
+    with open(path, "ab") as f:
+        f.truncate(dtype_of(codec.vocab_size).itemsize * done["tokens"])  # what came after the last save is done again
+        starts = range(done["documents"], len(documents), at_once)
+        tasks = in_threads(lambda start: encode(documents[start : start + at_once]["text"], codec, source), starts)
+        with tqdm(desc=split, total=len(documents), initial=done["documents"], unit=" documents") as bar:
+            for count, (start, (ids, length)) in enumerate(zip(starts, tasks, strict=True), 1):
+                f.write(ids.tobytes())
+                done["tokens"] += len(ids)
+                done["bytes"] += length
+                done["documents"] = min(start + at_once, len(documents))
+                bar.update(done["documents"] - start)
+                if count % 10 == 0 or done["documents"] == len(documents):
+                    f.flush()
+                    os.fsync(f.fileno())
+                    save_progress()
+
+
+def save(progress, path):
+    with open(path + ".tmp", "w") as f:
+        json.dump(progress, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
