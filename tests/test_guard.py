@@ -172,7 +172,9 @@ def test_spikes_are_said_and_skipped_and_counted(train, tmp_path):
     said = [line for line in result.lines if "steps skipped" in line]
     assert [line.split(",")[0] for line in said[:5]] == [f"iter {n}: 1 steps skipped" for n in range(150, 155)]
     assert "more than 6 standard deviations above its mean" in said[0]
-    norms = sorted(((float(r["grad_norm"]), int(r["iter"])) for r in full_log(tmp_path) if r["grad_norm"]), reverse=True)
+    norms = sorted(
+        ((float(r["grad_norm"]), int(r["iter"])) for r in full_log(tmp_path) if r["grad_norm"]), reverse=True
+    )
     three = ", ".join(f"{norm:.4g} at iteration {n}" for norm, n in norms[:3])
     assert f"largest gradient norms: {three}; skipped steps: {len(said)}, gone back: 0" in result.lines
     assert {n for _, n in norms[:3]} <= set(range(150, 155))

@@ -118,6 +118,7 @@ def test_every_printed_line_has_its_form_and_place(run, tmp_path):
     start_up = r"1 x cpu, \d+ CPU threads each, float32, compile False, adamw, .*peak 0\.001 TFLOPS \(given\)"
     progress = r"\d+% done(, [\d,]+ tokens/s, \d:\d\d:\d\d left)?"
     saving = re.escape(f"saving checkpoint to {tmp_path / 'out'}")
+    norm = r"[\d.]+ at iteration \d"
     expected = [
         r"tokens per iteration will be: 64",
         r"found vocab_size = 61 \(inside data/synthetic/meta\.pkl\)",
@@ -128,6 +129,7 @@ def test_every_printed_line_has_its_form_and_place(run, tmp_path):
         *[STEP, progress, *[ITER] * 4],
         *[STEP, saving, progress, *[ITER] * 4],
         *[STEP, saving, progress, *[ITER] * 2],
+        rf"largest gradient norms: {norm}, {norm}, {norm}; skipped steps: 0, gone back: 0",
         rf"best val loss {NUMBER} at iteration 8, 640 tokens seen, \d:\d\d:\d\d in all, at most .*",
         r"to see what it writes: python .*sample\.py --out_dir=.*",
         r"to see the curves: python .*plot\.py .*",

@@ -32,7 +32,11 @@ def going_back(log, *place):
 
 def naming(path, name):
     to_good = name.endswith("good.pt")
-    if (KILL == "second name" and to_good) or (KILL == "links" and not to_good) or (KILL == "good" and went and to_good):
+    if (
+        (KILL == "second name" and to_good)
+        or (KILL == "links" and not to_good)
+        or (KILL == "good" and went and to_good)
+    ):
         kill()
     name_again(path, name)
 
