@@ -11,6 +11,7 @@ A folder without it is nanoGPT's, or was made by hand: uint16, and a meta.pkl, o
 
 import hashlib
 import json
+import math
 import os
 import pickle
 
@@ -96,7 +97,7 @@ class Dataset:
         """The TextBytes of its ids, for a model of `vocab_size` ids on `device`.
 
         GPT-2's are counted by id only if tiktoken need not fetch its vocabulary: training needs no network."""
-        mean = self.facts["bytes"]["val"] / self.facts["tokens"]["val"] if self.facts else 0.0
+        mean = self.facts["bytes"]["val"] / self.facts["tokens"]["val"] if self.facts else math.nan
         fetches = not self.meta and not self.tokenizer and not gpt2_is_cached()
         try:
             by_id = None if fetches else bytes_of_ids(self.codec(), vocab_size)
