@@ -476,6 +476,7 @@ def test_sigterm_to_torchrun_or_to_a_worker_stops_all_and_the_run_goes_on(
     assert rows(out_dir) == places(whole("ddp")[1][0].losses)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_run_with_dropout_goes_on_exactly_when_its_job_is_queued_again(ranks, run_ranks, tmp_path):
     """The same command with the same torchrun run id is the same job, and goes on."""
     settings = RUN | dict(dtype="bfloat16", dropout=0.2)
@@ -662,6 +663,7 @@ def test_several_processes_have_the_bits_per_byte_of_all_batches(run_ranks, tmp_
         assert bpb == pytest.approx(loss / math.log(2), rel=1e-6)  # each of these characters is one byte
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_two_processes_skip_spikes_and_go_back_together_and_resume_to_the_digit(run_ranks, tmp_path, sharding):
     settings = TINY | dict(gradient_accumulation_steps=2, max_iters=220, lr_decay_iters=220, eval_interval=20,

@@ -129,6 +129,7 @@ def test_a_split_is_evaluated_whole(run, trained):
     assert name == "train" and tokens == "19,999"
 
 
+@pytest.mark.slow
 def test_the_figure_is_the_same_for_every_batch_size_and_thread_count(trained, synthetic_run):
     from model import GPT
 
@@ -164,6 +165,7 @@ def test_the_sum_is_float64s_and_counts_each_token_once():
     assert totals.windows == 2
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_same_figure(project, trained):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     arguments = [str(project / "tools" / "evaluate.py"), f"--out_dir={trained}", "--batch_size=7", "--device=cpu"]

@@ -319,6 +319,17 @@ def test_a_resume_is_exact_to_the_digit(train, whole, tmp_path, harm, stops):
     assert result.losses == losses[-len(result.losses) :]
 
 
+def test_with_order_epoch_a_run_that_goes_back_draws_other_windows_and_resumes_to_the_digit(train, tmp_path):
+    settings, logs = GUARDED | dict(order="epoch"), {}
+    for name, stops in (("whole", [{}]), ("parts", [dict(max_iters=140), dict(max_iters=190), {}])):
+        for stop in stops:
+            result = harmed(train, settings | stop, ASCENT, out_dir=tmp_path / name)
+        logs[name] = rows(tmp_path / name)
+    assert logs["whole"] == logs["parts"] and result.lines[-4].endswith("gone back: 1")
+    undone, kept = ({row[2] for row in logs["whole"] if row[1] == kind} for kind in ("undone train", "train"))
+    assert len(undone) >= 20 and not undone & kept
+
+
 @pytest.mark.parametrize("kill", ["links", "log", "marked", "good", "second name"])
 def test_a_kill_as_the_run_goes_back_loses_nothing(train, whole, tmp_path, kill):
     killed = train(GUARDED, out_dir=tmp_path, expect=-signal.SIGKILL, program="kill_going_back.py",
