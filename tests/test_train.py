@@ -130,7 +130,7 @@ def test_every_printed_line_has_its_form_and_place(run, tmp_path):
         *[STEP, saving, progress, *[ITER] * 4],
         *[STEP, saving, progress, *[ITER] * 2],
         rf"largest gradient norms: {norm}, {norm}, {norm}; skipped steps: 0, gone back: 0",
-        rf"best val loss {NUMBER} at iteration 8, \d\.\d{4} bits per byte, 640 tokens seen, \d:\d\d:\d\d in all, at most .*",
+        rf"best val loss {NUMBER} at iteration 8, {NUMBER} bits per byte, 640 tokens seen, \d:\d\d:\d\d in all, at most .*",
         r"to see what it writes: python .*sample\.py --out_dir=.*",
         r"to see the curves: python .*plot\.py .*",
     ]
