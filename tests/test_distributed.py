@@ -357,6 +357,7 @@ def test_a_mistake_is_one_line_from_rank_0_and_ends_every_rank(torchrun, tmp_pat
     assert not any((tmp_path / str(i)).exists() for i in range(len(MISTAKES)))
 
 
+@pytest.mark.slow
 def test_ranks_that_make_a_mistake_end_within_seconds_without_torchrun_too(ranks, tmp_path):
     start = time.monotonic()
     running = ranks(2, *flags(TINY, dataset="nowhere", out_dir=tmp_path / "out"), "--gradient_accumulation_steps=2")
@@ -366,6 +367,7 @@ def test_ranks_that_make_a_mistake_end_within_seconds_without_torchrun_too(ranks
     assert error_line(results[1]).startswith("rank 1: dataset nowhere is not prepared")
 
 
+@pytest.mark.slow
 def test_an_error_on_one_rank_ends_the_others(ranks, tmp_path):
     settings = RUN | dict(max_iters=10**6, eval_interval=10**6, out_dir=tmp_path / "out")
     spoilt = ranks(2, *flags(settings), script="tests/programs/bad_batch.py")
@@ -458,6 +460,7 @@ def test_eval_only_on_two_processes_writes_nothing(run_ranks, half_way, whole, t
 # stopping, restarts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who, sharding", [("torchrun", "ddp"), ("worker", "fsdp")])
 def test_sigterm_to_torchrun_or_to_a_worker_stops_all_and_the_run_goes_on(
     torchrun, run_ranks, whole, tmp_path, who, sharding
@@ -496,6 +499,7 @@ def test_a_bfloat16_run_with_dropout_goes_on_exactly_when_its_job_is_queued_agai
     assert "Initializing a new model from scratch" in third.stdout and "were in" in third.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", [0, 1])
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_a_rank_whose_peer_is_killed_ends_and_saves_nothing(ranks, tmp_path, sharding, gone):
@@ -636,6 +640,7 @@ def test_a_sharded_model_with_a_large_vocabulary_evaluates_as_a_replicated_one(r
     assert printed[0] == printed[1] and len(printed[0]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_runs_of_several_processes_end_by_the_clock_together_with_samples_and_a_forecast(run_ranks, tmp_path, sharding):
     settings = TINY | dict(

@@ -406,6 +406,7 @@ def test_the_compiled_part_passes_on_a_cpu(tmp_path):
     assert "| no graph is broken | pass |" in result.stdout or "without torch.compile" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_golden_part_passes_on_a_cpu():
     result = gpu_check_command("--device=cpu", "--only=golden", env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stdout + result.stderr

@@ -198,6 +198,7 @@ def test_the_golden_losses_are_printed_with_all_of_them_on(run, synthetic_run, t
     assert result.losses == synthetic_run[1].losses
 
 
+@pytest.mark.slow
 def test_a_run_ends_within_its_budget_evaluated_and_saved(run, tmp_path):
     settings = TINY | dict(max_iters=10_000_000, eval_interval=1_000_000, log_interval=100, lr_decay_iters=0, warmup_iters=0)
     result = run("train.py", *flags(settings, out_dir=tmp_path / "out", max_seconds=6))

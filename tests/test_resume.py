@@ -53,6 +53,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(start, run, tmp_path, numbe
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+@pytest.mark.slow
 def test_a_run_stopped_three_times_goes_on_as_if_it_had_not_been(start, run, tmp_path):
     settings = LONGER | dict(dropout=0.1, eval_iters=30, eval_interval=4, max_iters=36)  # mostly evaluations
     whole = run("train.py", *flags(settings, out_dir=tmp_path / "whole")).losses

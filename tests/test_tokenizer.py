@@ -393,6 +393,7 @@ def test_between_two_files_comes_endoftext_and_the_name_in_the_text_is_plain(wor
 
 
 @needs_bpe
+@pytest.mark.slow
 def test_preparing_again_in_other_tokens_leaves_nothing_of_the_ones_before(work):
     bpe_dataset(work, "--vocab_size=300")
     bpe_dataset(work)
