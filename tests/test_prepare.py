@@ -301,7 +301,7 @@ def test_fineweb_from_a_parquet_file_has_nanogpts_split_and_names_the_next_comma
         assert ids(work, "fineweb", split).tolist() == expected[split]
         assert f"{split} has {len(expected[split]):,} tokens" in result.stdout
     assert "next: torchrun" in result.stdout and "config/train_gpt2_fineweb.py" in result.stdout
-    assert sorted(files_in(work / "data" / "fineweb")) == ["prepare.py", "train.bin", "val.bin"]
+    assert sorted(files_in(work / "data" / "fineweb")) == ["dataset.json", "prepare.py", "train.bin", "val.bin"]
 
 
 @pytest.mark.parametrize("dataset, expected", [
