@@ -50,18 +50,6 @@ def check_size(path, block_size, dataset):
         raise UserError(f"{path}: {size // width:,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
 
 
-def check_bins(bins, block_size, vocab_size, dataset, expected):
-    """{split: fingerprint} of the bins {split: path}, each checked by check_bin(); UserError too where they are not the
-    `expected` ones, those that a resumed run was trained on (None: any)."""
-    found = {split: check_bin(path, block_size, vocab_size, dataset) for split, path in bins.items()}
-    if expected not in (None, found):
-        folder = os.path.dirname(bins["train"])
-        raise UserError(
-            f"{folder} is not the data this run was trained on: prepare it as it was, or start from scratch"
-        )
-    return found
-
-
 def check_bin(path, block_size, vocab_size, dataset):
     """UserError where `path` cannot be trained on: see check_size(), or an id >= vocab_size.
 

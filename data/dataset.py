@@ -38,7 +38,7 @@ class Dataset:
     def __init__(self, name, block_size):
         self.name, self.folder = name, os.path.join(ROOT, "data", name)
         self.facts = read_facts(self.folder)
-        self.bins = {split: bin_path(self.folder, split) for split in SPLITS}
+        self.bins = {split: bin_path(self.folder, split, self.facts) for split in SPLITS}
         for path in self.bins.values():
             check_size(path, block_size, name)
         self.meta, self.tokenizer = tokens_in(self.folder, self.facts)
@@ -85,10 +85,6 @@ class Dataset:
         size = self.facts["tokens"][split] * dtype_in(self.bins[split]).itemsize
         return size, self.facts["fingerprints"][split]
 
-    def bytes_per_token(self, split):
-        """How many bytes of text a token of the split stands for, on average; None where dataset.json is missing."""
-        return self.facts["bytes"][split] / self.facts["tokens"][split] if self.facts else None
-
     def kept(self):
         """What a checkpoint keeps of its tokens: the keys meta (characters; None: GPT-2's) or tokenizer (its text)."""
         return {"tokenizer": self.tokenizer} if self.tokenizer else {"meta": self.meta}
@@ -97,17 +93,16 @@ class Dataset:
         """The TextBytes of its ids, for a model of `vocab_size` ids on `device`.
 
         GPT-2's are counted by id only if tiktoken need not fetch its vocabulary: training needs no network."""
-        mean = self.facts["bytes"]["val"] / self.facts["tokens"]["val"] if self.facts else math.nan
         fetches = not self.meta and not self.tokenizer and not gpt2_is_cached()
         try:
             by_id = None if fetches else bytes_of_ids(self.codec(), vocab_size)
         except UserError:  # a meta.pkl without characters, say, or tokenizers is not installed
             by_id = None
-        return TextBytes(by_id, mean, device)
+        return TextBytes(by_id, bytes_per_token(self.facts, "val"), device)
 
     def codec(self):
         """What turns its text into ids and back."""
-        return codec_of_dataset(self.folder)
+        return _codec_of(self.meta, self.tokenizer, self.folder)
 
     def check_resumed(self, saved, path):
         """A list with a line if the ids of the run in `saved`, read from `path`, stand for other tokens than its own.
@@ -205,9 +200,13 @@ def tokens_in(folder, facts):
     return (read_meta(path), None) if path.endswith("meta.pkl") else (None, read_tokenizer(path))
 
 
-def bin_path(folder, split):
-    """The path of the split's bin in the dataset's `folder`."""
-    facts = read_facts(folder)
+def bytes_per_token(facts, split):
+    """How many bytes of text a token of the split stands for, on average, by a dataset's read_facts(); NaN without."""
+    return facts["bytes"][split] / facts["tokens"][split] if facts else math.nan
+
+
+def bin_path(folder, split, facts):
+    """The path of the split's bin in the dataset's `folder`, whose read_facts() are `facts`."""
     return os.path.join(folder, bin_name(split, facts["dtype"] if facts else "uint16"))
 
 
@@ -243,7 +242,11 @@ def codec_for(meta, where="meta.pkl"):
 
 def codec_of_dataset(folder):
     """The codec of the dataset in `folder`; UserError where its ids cannot be made into text."""
-    meta, tokenizer = tokens_in(folder, read_facts(folder))
+    return _codec_of(*tokens_in(folder, read_facts(folder)), folder)
+
+
+def _codec_of(meta, tokenizer, folder):
+    """The codec of what tokens_in() has found in `folder`."""
     if tokenizer:
         return codec_of_tokenizer(tokenizer, os.path.join(folder, "tokenizer.json"))
     return codec_for(meta, os.path.join(folder, "meta.pkl"))

@@ -20,7 +20,9 @@ import torch
 from configurator import at_least, configure, one_of
 from data.bins import check_ids, check_size, open_bin
 from data.text import check_missing, text_chunks
-from data.dataset import bin_path, codec_of_dataset, codec_of_folder, codec_of_run, find_meta, read_facts
+from data.dataset import (
+    bin_path, bytes_per_token, codec_of_dataset, codec_of_folder, codec_of_run, find_meta, read_facts,
+)  # fmt: skip
 from data.tokens import CharCodec, bytes_of_ids
 from model import GPT
 from nanogpt import checkpoint as ckpt
@@ -120,7 +122,8 @@ if file:
 else:
     dataset = dataset or own_dataset
     data_dir = os.path.join(ROOT, "data", dataset)
-    path = bin_path(data_dir, split)
+    facts = read_facts(data_dir)
+    path = bin_path(data_dir, split, facts)
     check_size(path, 1, dataset)
     theirs, remark = tokens_of_dataset(dataset)
     if codec and theirs and not same_tokens(codec, theirs):
@@ -131,9 +134,8 @@ else:
     codec, why_unknown = theirs and codec, why_unknown or remark
     name, n_tokens, chunks = split, len(open_bin(path)), ids_of_split(path)
 bytes_of = codec and bytes_of_ids(codec, vocab_size)
-facts = codec and not file and read_facts(data_dir)
-mean_bytes = facts["bytes"][split] / facts["tokens"][split] if facts and bytes_of is None else None
-if bytes_of is None and mean_bytes is None:
+by_split = bool(codec and bytes_of is None and not file and facts)  # an id does not tell its bytes: dataset.json does
+if bytes_of is None and not by_split:
     unclear = "this tokenizer's normalizer may change a text, so an id does not tell its bytes"
     processes.say(f"no bits per byte: {unclear if codec else why_unknown}")
 
@@ -159,7 +161,7 @@ with devices.autocast(device, dtype):
         bytes_of, device, processes, show,
     )  # fmt: skip
 if totals:
-    totals.bytes = totals.tokens * mean_bytes if mean_bytes else totals.bytes
+    totals.bytes = totals.tokens * bytes_per_token(facts, split) if by_split else totals.bytes
     processes.say(totals.line(name))
 model = None
 processes.leave()

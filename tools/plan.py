@@ -21,7 +21,7 @@ import torch
 
 from configurator import adopt, at_least, configure, documented, one_of
 from data.bins import SPLITS, dtype_in
-from data.dataset import bin_path, new_vocab_size
+from data.dataset import bin_path, new_vocab_size, read_facts
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import gpt2, planning
@@ -171,7 +171,8 @@ if capacity:
 table(rows)
 moments = 8 * parameters - (4 * 12 * config.n_layer * config.n_embd**2 if run.optimizer == "muon" else 0)
 print(f"\na checkpoint: {amount(4 * parameters + moments)}")
-bins = [bin_path(data_dir, split) for split in SPLITS]
+facts = read_facts(data_dir)
+bins = [bin_path(data_dir, split, facts) for split in SPLITS]
 there = [os.path.getsize(path) for path in bins if os.path.exists(path)]
 print(f"the data: {amount(sum(there))}" if there else f"the data: {run.dataset} is not prepared here")
 
