@@ -13,6 +13,9 @@ from torch._dynamo.utils import counters
 from model import GPT, GPTConfig
 from nanogpt import cross_entropy
 
+pytestmark = pytest.mark.slow
+
+
 def iteration(model, compiled, x, y):
     """One training iteration and one evaluation batch, as train.py has them; their losses."""
     model.train()
@@ -40,7 +43,6 @@ def test_no_graph_is_added_after_the_first_evaluation(vocab_size, dropout):
     assert counter.frame_count == graphs
 
 
-@pytest.mark.slow
 def test_compiled_losses_are_the_eager_ones():
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -50,7 +52,6 @@ def test_compiled_losses_are_the_eager_ones():
     assert iteration(model, torch.compile(model), x, y) == pytest.approx(eager, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_compiled_losses_with_recompute_are_the_eager_ones_without(train, tmp_path):
     settings = SMALL | dict(n_layer=2, max_iters=8)
     eager = train(settings, out_dir=tmp_path / "eager").losses
@@ -162,7 +163,6 @@ def test_a_compiled_evaluation_returns_the_loss_alone(vocab_size):
     assert returned == [torch.Size([])]
 
 
-@pytest.mark.slow  # the compiler takes a minute
 def test_compiled_greedy_text_is_the_eager_one(run, synthetic_run):
     settings = flags(device="cpu", dtype="float32", out_dir=synthetic_run[0], start="abc", temperature=0, num_samples=1,
                      max_new_tokens=60, window_step=8)  # fmt: skip

@@ -260,6 +260,7 @@ def test_four_processes_under_torchrun_print_the_losses_of_one_that_sees_all_the
     assert_close(result.losses, OneProcess(settings, 4).losses())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_recompute_changes_no_loss_and_no_gradient_norm_on_two_processes(run_ranks, tmp_path, sharding):
     settings = TINY | dict(n_layer=2, dropout=0.2, gradient_accumulation_steps=4, sharding=sharding)
@@ -411,6 +412,7 @@ def half_way(run_ranks, tmp_path_factory):
     return half_way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first, second", [("fsdp", "ddp"), ("ddp", "fsdp"), ("fsdp", "fsdp")])
 def test_a_run_goes_on_exactly_with_either_sharding(run_ranks, whole, half_way, tmp_path, first, second):
     losses = half_way(first, tmp_path / "out")
@@ -420,6 +422,7 @@ def test_a_run_goes_on_exactly_with_either_sharding(run_ranks, whole, half_way, 
     assert rows(tmp_path / "out") == places(losses + rest)
 
 
+@pytest.mark.slow
 def test_a_run_of_fsdps_goes_on_in_one_process_or_in_four_which_is_said(run, run_ranks, half_way, tmp_path):
     resume = flags(init_from="resume", max_iters=45, device="cpu")
     for n, sharding in (1, "ddp"), (4, "ddp"):
@@ -628,6 +631,7 @@ def test_nanogpts_backend_trains_in_a_single_process_on_a_cpu(run, tmp_path, bac
     assert "iter 2: loss" in done.stdout and done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_sharded_model_with_a_large_vocabulary_evaluates_as_a_replicated_one(ranks, own_project, tmp_path):  # noqa: F811
     (own_project / "data" / "synthetic" / "meta.pkl").unlink()  # vocab_size is 50304 then
     settings = TINY | dict(gradient_accumulation_steps=2, max_iters=2, eval_interval=1, eval_iters=2)

@@ -150,6 +150,7 @@ def test_a_run_trains_on_every_window_once_a_pass(run, own_project, tmp_path):
     assert sorted(first) == list(range(first.min(), 20000 - 32, 32))
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_resume_on_one_take_the_windows_of_one_process(run, run_ranks, tmp_path):  # noqa: F811
     """The gradient of an iteration is a mean over its windows: over the same ones, its norm is the same."""
     run("train.py", *flags(RUN, out_dir=tmp_path / "one"))
