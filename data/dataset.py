@@ -22,7 +22,7 @@ from data.meta import check_meta, read_meta
 from data.tokenizer import LARGEST_ID, codec_of_tokenizer, read_tokenizer, same_tokenizer
 from data.tokens import BPECodec, CharCodec, bytes_of_ids, codec_that_fits, dtype_of, gpt2_is_cached
 from nanogpt.bits_per_byte import TextBytes
-from nanogpt.errors import ROOT, UserError
+from nanogpt.errors import ROOT, UserError, writing
 
 GPT2_VOCAB_SIZE = 50304  # of a new model: GPT-2's 50257, rounded up for speed
 ROUNDED_ABOVE = 8192  # a smaller vocabulary is not worth the padding
@@ -319,7 +319,10 @@ def codec_of_folder(name_or_path, vocab_size):
     """The codec of a GPT-2: that of the tokenizer.json in its folder, else GPT-2's own. UserError where the folder's
     cannot be read, or has more ids than the model."""
     path = os.path.join(name_or_path, "tokenizer.json")
-    codec = codec_of_tokenizer(read_tokenizer(path), path) if os.path.isfile(path) else BPECodec()
+    has_own = os.path.isfile(path)
+    codec = codec_of_tokenizer(read_tokenizer(path), path) if has_own else BPECodec()
+    if os.path.isdir(name_or_path) and not has_own and codec.vocab_size > vocab_size:
+        raise UserError(f"{name_or_path} has no tokenizer.json, and its {vocab_size} ids are not GPT-2's")
     return codec_that_fits(codec, vocab_size, name_or_path)
 
 
@@ -337,17 +340,21 @@ def write_dataset(folder, train, val, vocab_size, meta=None, tokenizer=None):
     dtype, n_bytes = dtype_of(vocab_size), dict.fromkeys(SPLITS, 0)
     try:
         for split, arrays in zip(SPLITS, (train, val), strict=True):
-            with open(os.path.join(folder, bin_name(split, dtype) + ".tmp"), "wb") as f:
+            path = os.path.join(folder, bin_name(split, dtype) + ".tmp")
+            with open(path, "wb") as f:
                 for ids, length in arrays:
                     if len(ids) and ids.max() >= vocab_size:
                         raise UserError(f"id {ids.max():,} is not below the vocabulary's size, {vocab_size:,}")
-                    f.write(ids.astype(dtype).tobytes())
+                    with writing(path):
+                        f.write(ids.astype(dtype).tobytes())
                     n_bytes[split] += length
-                _flush(f)
+                flush(f)
         return publish(folder, vocab_size, n_bytes, meta, tokenizer)
     finally:
         for name in _names(dtype):
             remove(os.path.join(folder, name + ".tmp"))
+        if not os.listdir(folder):  # it was made above, and nothing has come of it
+            os.rmdir(folder)
 
 
 def _names(dtype):
@@ -371,9 +378,10 @@ def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
     written = {file: content} if content else {}
     written[FACTS] = json.dumps(facts, indent=2).encode() + b"\n"
     for name, data in written.items():
-        with open(os.path.join(folder, name + ".tmp"), "wb") as f:
+        path = os.path.join(folder, name + ".tmp")
+        with writing(path), open(path, "wb") as f:
             f.write(data)
-            _flush(f)
+            flush(f)
     for name in [*written, *(os.path.basename(path) for path in bins.values())]:
         os.replace(os.path.join(folder, name + ".tmp"), os.path.join(folder, name))
     for name in {*_names(np.uint16), *_names(np.uint32)} - {*written, *(os.path.basename(p) for p in bins.values())}:
@@ -381,9 +389,11 @@ def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
     return list(tokens.values())
 
 
-def _flush(f):
-    f.flush()
-    os.fsync(f.fileno())
+def flush(f):
+    """Everything written to the file is on the disk after this; OSError, which names it, where that fails."""
+    with writing(f.name):
+        f.flush()
+        os.fsync(f.fileno())
 
 
 def remove(path):

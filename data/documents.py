@@ -11,11 +11,11 @@ import os
 import numpy as np
 
 from data.bins import bin_name
-from data.dataset import publish
+from data.dataset import flush, publish
 from data.text import check_missing, end_of_text, in_threads, pick_codec, say_end
 from data.tokens import dtype_of
 from nanogpt.device import usable_cores
-from nanogpt.errors import UserError
+from nanogpt.errors import UserError, writing
 
 
 def prepare_documents(folder, source, subset, tokenizer):
@@ -28,10 +28,13 @@ def prepare_documents(folder, source, subset, tokenizer):
     codec = pick_codec(tokenizer)
     say_end(codec)
     dtype = dtype_of(codec.vocab_size)
+    if os.path.isfile(source):
+        raise UserError(f"--source={source}: takes a folder, not a file")
     try:
         documents = load_documents(source, subset)
     except Exception as error:  # the libraries below raise a dozen kinds
-        raise UserError(f"--source={source} cannot be loaded: {error.__cause__ or error}") from None
+        other = "" if os.path.isdir(source) else "; --source= takes a folder of .parquet, .jsonl and .txt files too"
+        raise UserError(f"--source={source} cannot be loaded: {error.__cause__ or error}{other}") from None
     if len(documents) < 2:
         raise UserError(f"--source={source}: {len(documents)} document cannot be split into train and val")
     print(f"{len(documents):,} documents")
@@ -115,20 +118,19 @@ def tokenise(split, documents, path, done, codec, source, save_progress, at_once
         tasks = in_threads(lambda start: encode(documents[start : start + at_once]["text"], codec, source), starts)
         with tqdm(desc=split, total=len(documents), initial=done["documents"], unit=" documents") as bar:
             for count, (start, (ids, length)) in enumerate(zip(starts, tasks, strict=True), 1):
-                f.write(ids.tobytes())
+                with writing(path):
+                    f.write(ids.tobytes())
                 done["tokens"] += len(ids)
                 done["bytes"] += length
                 done["documents"] = min(start + at_once, len(documents))
                 bar.update(done["documents"] - start)
                 if count % 10 == 0 or done["documents"] == len(documents):
-                    f.flush()
-                    os.fsync(f.fileno())
+                    flush(f)
                     save_progress()
 
 
 def save(progress, path):
-    with open(path + ".tmp", "w") as f:
+    with writing(path), open(path + ".tmp", "w") as f:
         json.dump(progress, f)
-        f.flush()
-        os.fsync(f.fileno())
+        flush(f)
     os.replace(path + ".tmp", path)

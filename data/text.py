@@ -65,7 +65,8 @@ def text_chunks(paths, start=0, stop=sys.maxsize):
     position = 0
     for path in paths:
         if not os.path.isfile(path):
-            raise UserError(f"{path}: there is no such file")
+            is_other = os.path.exists(path)
+            raise UserError(f"{path}: {'it is a folder, a pipe or a device' if is_other else 'there is no such file'}")
         with open(path, "rb") as f:
             has_text = False
             for text in decoded(iter(partial(f.read, READ), b""), path):
@@ -124,6 +125,8 @@ def data_folder(name):
     """The folder of the dataset `name`. UserError where it would not be one under data/."""
     if not name or os.path.basename(name) != name or name.startswith("."):
         raise UserError(f"--name={name}: takes the name of a folder under data/")
+    if os.path.isfile(os.path.join(DATA, name)):
+        raise UserError(f"--name={name}: there is a file of that name in data/")
     return os.path.join(DATA, name)
 
 
@@ -133,7 +136,7 @@ def split_at(n, val_fraction):
         raise UserError(f"--val_fraction={val_fraction}: must be between 0 and 1")
     n_train = int(n * (1 - val_fraction))
     if min(n_train, n - n_train) < 2:
-        raise UserError(f"{n:,} characters are too few: {n_train:,} for train and {n - n_train:,} for val")
+        raise UserError(f"the text is too short: {n_train:,} of its characters are for train, {n - n_train:,} for val")
     return n_train
 
 
@@ -229,7 +232,7 @@ def pick_codec(tokenizer):
     if isinstance(codec, CharCodec):
         raise UserError(f"--tokenizer={tokenizer} is one of characters: data/text_char/prepare.py makes such a dataset")
     if codec.cuts_at_lines:
-        print("the text is cut at line ends every 131,072 characters or so: this tokenizer's ids may hang on where")
+        print("the text is cut at line ends every 131,072 characters or so: this tokenizer's ids may depend on where")
     return codec
 
 

@@ -7,7 +7,7 @@ by tokenizers. That library computes the other kinds, and trains; it is imported
 import json
 import os
 
-from data.tokens import END, BPECodec, CharCodec, TokenizerCodec
+from data.tokens import END, BPECodec, CharCodec, TokenizerCodec, tiktoken_encoding
 from nanogpt.errors import UserError, require
 
 LEAST_VOCAB_SIZE = 257  # a token for each byte, and <|endoftext|>
@@ -104,11 +104,7 @@ def find_tokenizer(path_or_name):
         )
     if path_or_name == "gpt2":
         return BPECodec()
-    try:
-        encoding = tiktoken.get_encoding(path_or_name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--tokenizer={path_or_name}: tiktoken cannot fetch it ({type(error).__name__})") from None
-    return codec_of_tokenizer(tokenizer_of_encoding(encoding), f"--tokenizer={path_or_name}")
+    return codec_of_tokenizer(tokenizer_of_encoding(tiktoken_encoding(path_or_name)), f"--tokenizer={path_or_name}")
 
 
 def read_tokenizer(path):

@@ -30,7 +30,7 @@ def dtype_of(vocab_size):
 
 def codec_that_fits(codec, vocab_size, path):
     if codec.vocab_size > vocab_size:
-        raise UserError(f"{path} has {vocab_size} token ids, fewer than the {codec.vocab_size} of its dataset's codec")
+        raise UserError(f"{path} has {vocab_size} token ids, fewer than the {codec.vocab_size} of its tokens")
     return codec
 
 
@@ -108,7 +108,7 @@ class BPECodec:
     bytes_by_id = True
 
     def __init__(self, encoding=None, tokenizer=None, end=END, split="GPT-2"):
-        self._encoding = encoding or gpt2_encoding()
+        self._encoding = encoding or tiktoken_encoding("gpt2")
         self.tokenizer, self.end, self.cuts_at_lines = tokenizer, end, split != "GPT-2"
         self.eot = self._encoding._special_tokens.get(end)
         self.vocab_size = self._encoding.max_token_value + 1
@@ -154,17 +154,18 @@ def gpt2_is_cached():
     return all(os.path.exists(os.path.join(folder, name)) for name in names)
 
 
-def gpt2_encoding():
-    """tiktoken's "gpt2"; UserError where its vocabulary cannot be had."""
+def tiktoken_encoding(name):
+    """tiktoken's encoding of that name; UserError where its vocabulary cannot be had."""
     import tiktoken
 
     try:
-        return tiktoken.get_encoding("gpt2")
+        return tiktoken.get_encoding(name)
     except (OSError, ValueError) as error:  # an OSError: so are the exceptions of requests
+        whose = "GPT-2's vocabulary" if name == "gpt2" else f"the vocabulary of {name}"
         raise UserError(
-            f"tiktoken cannot fetch GPT-2's vocabulary ({type(error).__name__}): on a machine with a "
+            f"tiktoken cannot fetch {whose} ({type(error).__name__}): on a machine with a "
             "network run TIKTOKEN_CACHE_DIR=DIR python -c "
-            "\"import tiktoken; tiktoken.get_encoding('gpt2')\", copy DIR to this one, and set "
+            f"\"import tiktoken; tiktoken.get_encoding('{name}')\", copy DIR to this one, and set "
             "TIKTOKEN_CACHE_DIR to where it is"
         ) from None
 
@@ -182,7 +183,7 @@ class TokenizerCodec:
     cuts_at_lines = True
 
     def __init__(self, text, where, end, unknown):
-        require(f"the tokenizer in {where}", "tokenizers")
+        require(where, "tokenizers")
         from tokenizers import Tokenizer
 
         try:

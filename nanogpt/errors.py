@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import torch
 
@@ -28,6 +29,16 @@ PEER_IS_GONE = (
     r"connection (was )?(closed|reset|refused|aborted)|remote ?(process|error)|timed? ?out|broken pipe"
     r"|unreachable|no route to host|failed to connect|connectFullMesh|pair closure"
 )
+
+
+@contextmanager
+def writing(path):
+    """Names `path` in an OSError of this block that names no file, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
 
 
 class UserError(ValueError):

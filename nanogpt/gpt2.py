@@ -10,7 +10,7 @@ import shutil
 import torch
 from torch.overrides import TorchFunctionMode
 
-from nanogpt.errors import UserError, require
+from nanogpt.errors import UserError, require, writing
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -181,11 +181,12 @@ def write_folder(to, model, codec, tokenizer):
     temporary = f"{folder}.{os.getpid()}.tmp"  # beside it, and renamed once it is whole
     try:
         os.makedirs(temporary)
-        _write_json(temporary, "config.json", _config(model.config, eot))
-        _write_json(temporary, "generation_config.json", generation)
-        _write_json(temporary, "tokenizer_config.json", about)
-        with open(os.path.join(temporary, "tokenizer.json"), "w", encoding="utf-8") as f:
-            f.write(tokenizer)
+        with writing(to):
+            _write_json(temporary, "config.json", _config(model.config, eot))
+            _write_json(temporary, "generation_config.json", generation)
+            _write_json(temporary, "tokenizer_config.json", about)
+            with open(os.path.join(temporary, "tokenizer.json"), "w", encoding="utf-8") as f:
+                f.write(tokenizer)
         save_file(_weights(model), os.path.join(temporary, "model.safetensors"), metadata={"format": "pt"})
         if os.path.isdir(folder):
             os.rmdir(folder)

@@ -77,4 +77,5 @@ def looks_like_utf16(data):
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
     halves = (data[::2], data[1::2])
-    return any(sum(byte < 9 for byte in half) > len(half) / 2 for half in halves)
+    low = sorted(sum(byte < 9 for byte in half) / max(1, len(half)) for half in halves)
+    return low[1] > 1 / 2 and low[0] < 1 / 4  # a program has many in both halves

@@ -12,7 +12,7 @@ from prepare_scripts import files_in
 from data import dataset as data_dataset
 from data.dataset import Dataset, codec_of_run, new_vocab_size, write_dataset
 from data.tokens import BPECodec
-from nanogpt.errors import UserError
+from nanogpt.errors import UserError, machine_failure
 
 ABC = {"vocab_size": 3, "stoi": {"a": 0, "b": 1, "é": 2}, "itos": {0: "a", 1: "b", 2: "é"}}
 BAC = {"vocab_size": 3, "stoi": {"b": 0, "a": 1, "é": 2}, "itos": {0: "b", 1: "a", 2: "é"}}
@@ -112,11 +112,24 @@ def test_a_dataset_is_written_whole_or_not_at_all(tmp_path):
 
     with pytest.raises(OSError):
         write_dataset(str(tmp_path), pairs([4]), stops(), 6)
+    with pytest.raises(OSError):
+        write_dataset(str(tmp_path / "new"), pairs([4]), stops(), 6)
+    assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="100,000"):
         write_dataset(str(tmp_path), pairs([4, 100_000]), one, 50257)
     assert files_in(tmp_path) == before
     write_dataset(str(tmp_path), one, one, 4)
     assert sorted(files_in(tmp_path)) == ["dataset.json", "train.bin", "val.bin"]  # the old meta.pkl told of other ids
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as error:
+        write_dataset(str(tmp_path / "new"), pairs([4]), pairs([4]), 6)
+    assert machine_failure(error.value) == f"{tmp_path / 'new' / 'train.bin.tmp'}: No space left on device"
 
 
 def test_ids_that_uint16_does_not_hold_go_to_bins_of_another_name_and_the_other_kind_goes(tmp_path):

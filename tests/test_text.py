@@ -26,7 +26,7 @@ def test_a_text_is_read_by_position_whatever_the_reads_cut(tmp_path, monkeypatch
         assert "".join(data_text.text_chunks(paths, cut, len(text))) == text[cut:]
 
 
-@pytest.mark.parametrize("argument", ["--name=../elsewhere", "--name=", "--name=a/b", "--name=.hidden"])
+@pytest.mark.parametrize("argument", ["--name=../elsewhere", "--name=", "--name=a/b", "--name=.hidden", "--name=text.py"])
 def test_a_name_outside_data_is_refused(argument):
     with pytest.raises(UserError, match="--name="):
         data_text.data_folder(argument[7:])
@@ -40,6 +40,7 @@ def test_a_name_outside_data_is_refused(argument):
         (b"ab\xffcd", "byte 2: invalid start byte"),
         ("aé".encode() * 5 + b"\xc3", "byte 15: unexpected end"),
         ("text".encode("utf-16"), "byte 0"),
+        (b"\x7fELF" + bytes(60) + b"\xff", r"byte 64: invalid start byte\)$"),  # no word of UTF-16
     ],
 )
 @pytest.mark.parametrize("read", [3, 1 << 17])
@@ -56,12 +57,12 @@ def test_a_file_that_is_no_text_is_named_with_the_byte(tmp_path, monkeypatch, co
 def test_a_folder_or_a_pipe_is_no_text_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(UserError, match="no such file"):
+        with pytest.raises(UserError, match="a folder, a pipe or a device"):
             list(data_text.text_chunks([str(path)]))
 
 
 def test_a_text_too_short_to_split_is_refused(tmp_path):
-    with pytest.raises(UserError, match="too few"):
+    with pytest.raises(UserError, match="too short"):
         data_text.prepare_chars(str(tmp_path / "new"), "abcdefgh")
     assert not (tmp_path / "new").exists()
 

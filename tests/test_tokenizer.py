@@ -13,7 +13,8 @@ import pytest
 import tiktoken
 from conftest import ROOT, TINY, error_line, flags
 from prepare_scripts import (
-    SHAKESPEARE, UNICODE, error_after_progress, files_in, ids, needs_bpe, needs_shakespeare, prepare, write_text,
+    NO_NETWORK, PROXIES, SHAKESPEARE, UNICODE, error_after_progress, files_in, ids, needs_bpe, needs_shakespeare, prepare,
+    write_text,
 )  # fmt: skip
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -341,6 +342,14 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path):
     with pytest.raises(UserError, match="o200k_base") as error:
         find_tokenizer("o300k_base")
     assert "--tokenizer=o300k_base" in str(error.value)
+
+
+def test_an_encoding_that_cannot_be_fetched_is_one_line_with_what_to_do(monkeypatch, tmp_path):
+    for name in PROXIES:
+        monkeypatch.setenv(name, NO_NETWORK[name])
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="o200k_base.*TIKTOKEN_CACHE_DIR=DIR python.*get_encoding.'o200k_base'.*copy"):
+        find_tokenizer("o200k_base")
 
 
 def test_a_missing_library_is_one_line(monkeypatch, own):

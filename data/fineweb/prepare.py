@@ -25,4 +25,4 @@ name = "fineweb"  # the dataset's name: the folder under data/ that it is writte
 configure(globals())
 require("data/fineweb/prepare.py", "datasets", "tqdm")
 prepare_documents(data_folder(name), source, subset, tokenizer)
-print_next("config/train_gpt2_fineweb.py", launcher="torchrun --standalone --nproc_per_node=8")
+print_next("config/train_gpt2_fineweb.py", f"--dataset={name}", launcher="torchrun --standalone --nproc_per_node=8")

@@ -25,6 +25,6 @@ name = "openwebtext"  # the dataset's name: the folder under data/ that it is wr
 configure(globals())
 require("data/openwebtext/prepare.py", "datasets", "tqdm")
 prepare_documents(data_folder(name), source, "", tokenizer)
-print_next("config/train_gpt2.py", launcher="torchrun --standalone --nproc_per_node=8")
+print_next("config/train_gpt2.py", f"--dataset={name}", launcher="torchrun --standalone --nproc_per_node=8")
 # train has 9,035,582,198 tokens
 # val has 4,434,897 tokens

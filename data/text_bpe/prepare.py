@@ -24,7 +24,8 @@ val_fraction = 0.1  # the part of the text, at its end, that is kept for validat
 files = []
 configure(globals(), positional=files.append)
 if not files:
-    raise UserError(f"give the text: {command('data/text_bpe/prepare.py')} FILE ...")
+    script = command("data/text_bpe/prepare.py")
+    raise UserError(f"give the text: {script} FILE ..., or, for its own tokens: {script} FILE ... --vocab_size=4096")
 if vocab_size and tokenizer:
     raise UserError("give --vocab_size, to train a tokenizer, or --tokenizer, to take one, and not both")
 prepare_bpe(data_folder(name), text_files(files), val_fraction, tokenizer, vocab_size)
