@@ -12,9 +12,9 @@ import sys
 import torch
 
 from configurator import at_least, configure
-from data.dataset import codec_of_folder, codec_of_run
 from data.streaming import stream_text
 from data.tokens import first_prompt
+from data.vocabulary import codec_of_folder, codec_of_run
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices

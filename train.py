@@ -144,7 +144,7 @@ elif has_run(init_from):
 else:
     say(f"Initializing from GPT-2 weights: {init_from}")
     model = GPT.from_pretrained(init_from, {"dropout": dropout})
-    say(data.remark_on(init_from, model.config.vocab_size))
+    say(data.check_gpt2(init_from, model.config.vocab_size))
 model.crop_block_size(block_size)
 model.recompute, model.loss_only = recompute, True
 adopt_model_sizes(globals(), given, model.config, init_from)  # n_layer, n_head, n_embd and bias are now the model's

@@ -11,7 +11,7 @@ import os
 import numpy as np
 
 from data.bins import bin_name
-from data.dataset import flush, publish
+from data.folder import flush, publish
 from data.text import check_missing, end_of_text, in_threads, pick_codec, say_end
 from data.tokens import dtype_of
 from nanogpt.device import usable_cores

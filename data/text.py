@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from data.dataset import remove, write_dataset
+from data.folder import remove, write_dataset
 from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, train_tokenizer
 from data.tokens import BPECodec, CharCodec, bpe_pieces, shown
 from nanogpt.device import usable_cores

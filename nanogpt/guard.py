@@ -52,6 +52,7 @@ class StepGuard:
         self.norms = LargestNorms(self.device)
         self.skipped, self.exploded, self.good, self.went_back = 0, "", False, []
         self.evaluation_is_finite = True
+        self.known_from = 0 if "guard" in saved else saved.get("iter_num", 0)  # of earlier norms log.csv has some
         if "guard" in saved:
             self._restore(saved["guard"])
             self.skipped, self.went_back = saved["guard"]["skipped"], saved["guard"]["went_back"]
@@ -223,7 +224,11 @@ class StepGuard:
         skipped = self.skipped + int(self.new_nonfinite) + int(self.new_spikes)
         three = largest_three(self.norms.three() + logged_norms(self.config["out_dir"]))
         norms = ", ".join(f"{norm:.4g} at iteration {n}" for norm, n in three)
-        return f"largest gradient norms: {norms or 'none'}; skipped steps: {skipped}, gone back: {len(self.went_back)}"
+        which = f" (before iteration {self.known_from}: of those in log.csv)" if self.known_from else ""
+        return (
+            f"largest gradient norms{which}: {norms or 'none'}; skipped steps: {skipped}, "
+            f"gone back: {len(self.went_back)}"
+        )
 
 
 class LargestNorms:

@@ -1,6 +1,7 @@
 """What a run tells: its start-up line, progress, log.csv, TensorBoard, Weights & Biases, and its last lines."""
 
 import csv
+import math
 import os
 import re
 
@@ -48,10 +49,11 @@ def stopped_lines(out_dir, iter_num):
 def finished_lines(out_dir, progress, iter_num, device):
     """Those of a run that has ended by itself: what it came to."""
     why = [f"ended by {progress.ended_by} at iteration {iter_num}"] if progress.ended_by else []
-    bpb = f"{progress.best_bpb:.4f} bits per byte, " if progress.best_bpb is not None else ""
+    best = f"best val loss {progress.best_val_loss:.4f} at iteration {progress.best_iter}"
+    best += f", {progress.best_bpb:.4f} bits per byte" if progress.best_bpb is not None else ""
     return [
         *why,
-        f"best val loss {progress.best_val_loss:.4f} at iteration {progress.best_iter}, {bpb}"
+        f"{best if math.isfinite(progress.best_val_loss) else 'no val loss yet'}, "
         f"{progress.tokens_seen:,} tokens seen, {duration(progress.seconds())} in all, at most {peak_memory(device)}",
         f"to see what it writes: {command('sample.py', f'--out_dir={out_dir}')}",
         f"to see the curves: {command('tools/plot.py', out_dir)}",

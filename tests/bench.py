@@ -228,7 +228,7 @@ def encode_rows(runs):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from data.bins import open_bin
-    from data.dataset import codec_of_dataset
+    from data.vocabulary import codec_of_dataset
     from data.tokenizer import codec_of_tokenizer, train_tokenizer
     from data.tokens import BPECodec, TokenizerCodec
 

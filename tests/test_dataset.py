@@ -10,8 +10,12 @@ from conftest import write_synthetic
 from prepare_scripts import files_in
 
 from data import dataset as data_dataset
-from data.dataset import Dataset, codec_of_run, new_vocab_size, write_dataset
+from data import vocabulary
+from data.dataset import Dataset, new_vocab_size
+from data.folder import write_dataset
+from data.tokenizer import codec_of_tokenizer, train_tokenizer
 from data.tokens import BPECodec
+from data.vocabulary import codec_of_run
 from nanogpt.errors import UserError, machine_failure
 
 ABC = {"vocab_size": 3, "stoi": {"a": 0, "b": 1, "é": 2}, "itos": {0: "a", 1: "b", 2: "é"}}
@@ -24,7 +28,8 @@ BAC = {"vocab_size": 3, "stoi": {"b": 0, "a": 1, "é": 2}, "itos": {0: "b", 1: "
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
     """dataset(meta) -> the folder data/mine, whose meta.pkl is `meta`; None writes no meta.pkl."""
-    monkeypatch.setattr(data_dataset, "ROOT", str(tmp_path))
+    for module in (data_dataset, vocabulary):
+        monkeypatch.setattr(module, "ROOT", str(tmp_path))
     return lambda meta: write_synthetic(tmp_path / "data" / "mine", meta)
 
 
@@ -155,7 +160,8 @@ def test_dataset_json_says_what_the_bins_are(tmp_path):
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
     """A folder data/mine with a dataset of characters and its dataset.json."""
-    monkeypatch.setattr(data_dataset, "ROOT", str(tmp_path))
+    for module in (data_dataset, vocabulary):
+        monkeypatch.setattr(module, "ROOT", str(tmp_path))
     folder = tmp_path / "data" / "mine"
     write_dataset(str(folder), pairs([0, 1, 2] * 9), pairs([2, 1] * 9), 3, meta=ABC)
     return folder
@@ -173,6 +179,57 @@ def test_a_dataset_with_and_without_its_dataset_json_is_the_same(prepared):
     bare, bare_fingerprints = checked()
     assert (bare.found, bare.vocab_size, bare.kept()) == (data.found, data.vocab_size, data.kept())
     assert fingerprints == bare_fingerprints
+
+
+@pytest.fixture(scope="module")
+def own():
+    """The text of a tokenizer.json of 260 tokens, trained here."""
+    return train_tokenizer(["the cat sat on the mat, that cat\n" * 50], 260)
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_a_tokenizer_json_that_another_program_wrote_counts(prepared, own, width):
+    """Without dataset.json, which would say so: a prepare script of the user's own wrote the bins."""
+    (prepared / "dataset.json").unlink()
+    (prepared / "meta.pkl").unlink()
+    (prepared / "tokenizer.json").write_text(own, encoding="utf-8")
+    for name in ("train", "val"):
+        (prepared / f"{name}.bin").unlink()
+        ending = {2: "bin", 4: "u32.bin"}[width]
+        np.arange(260, dtype=f"<u{width}").tofile(prepared / f"{name}.{ending}")
+    data, _ = checked(vocab_size=260)
+    assert data.vocab_size == new_vocab_size(str(prepared)) == 260 and data.kept() == {"tokenizer": own}
+    assert data.found == f"found vocab_size = 260 (inside {os.path.join('data', 'mine', 'tokenizer.json')})"
+    assert data.codec().encode("the") == codec_of_tokenizer(own, "x").encode("the")
+    (prepared / "tokenizer.json").write_text(own[:100], encoding="utf-8")
+    with pytest.raises(UserError, match="tokenizer.json is not a tokenizer.json"):
+        checked(vocab_size=260)
+
+
+def test_a_gpt2s_folder_with_other_tokens_is_one_line_or_said(prepared, own, tmp_path):
+    """Two tokenizers are refused. What nanoGPT allows, GPT-2 on characters, is said; so is what may be another kind."""
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    other = train_tokenizer(["ein Hund und eine Katze, und ein Hund\n" * 50], 260)
+    part = pairs([1, 2] * 9)
+    characters = Dataset("mine", 4)
+    assert "tokens of its own, 3, not the 50257 of gpt2" in characters.check_gpt2("gpt2", 50257)
+    assert "not the 50304 of" in characters.check_gpt2(str(folder), 50304)
+    write_dataset(str(prepared), part, part, 260, tokenizer=own)
+    data = Dataset("mine", 4)
+    assert data.check_gpt2(str(folder), 260) is None  # it has no tokenizer.json: nothing is known
+    assert "tokens of its own, 260, not the 4096" in data.check_gpt2(str(folder), 4096)
+    (folder / "tokenizer.json").write_text(json.dumps(json.loads(own)), encoding="utf-8")
+    assert data.check_gpt2(str(folder), 260) is None
+    for text, said in ((other, "stand for other tokens than those of mine"), (own[:90], "is not a tokenizer.json")):
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=said):
+            data.check_gpt2(str(folder), 260)
+    write_dataset(str(prepared), part, part, 50257)
+    (folder / "tokenizer.json").write_text(own, encoding="utf-8")
+    with pytest.raises(UserError, match="stand for other tokens"):
+        Dataset("mine", 4).check_gpt2(str(folder), 260)
+    assert Dataset("mine", 4).check_gpt2("gpt2", 50257) is None
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin"])

@@ -14,6 +14,7 @@ import torch
 from conftest import CHARACTERS, META, SYNTHETIC, TINY, error_line, flags, write_synthetic
 from torch.nn import functional as F
 
+from data.folder import write_dataset
 from nanogpt import evaluation
 from nanogpt.distributed import Processes
 
@@ -278,6 +279,8 @@ def test_a_bin_of_a_billion_tokens_starts_at_once_and_holds_little(own_project, 
     (["--dataset=absent"], "absent"), (["--file=absent.txt"], "there is no such file"),
     (["--file={one}"], "a text of 1 tokens"), (["--file={other}"], "the vocabulary has no character 'é'"),
     (["--dataset=letters"], "the tokens of letters are not those of the model"),
+    (["--dataset=gpt2s"], "the tokens of gpt2s are not those of the model"),  # no vocabulary is needed to know
+    (["--dataset=lost"], "tokenizer.json is missing"),
     (["--init_from=nonsense"], "takes resume, a gpt2 name or a model's folder"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(run, project, trained, tmp_path, arguments, said):
@@ -286,6 +289,10 @@ def test_a_mistake_is_one_line(run, project, trained, tmp_path, arguments, said)
     swapped = CHARACTERS[::-1]
     meta = {"vocab_size": 61, "stoi": {c: i for i, c in enumerate(swapped)}, "itos": dict(enumerate(swapped))}
     write_synthetic(project / "data" / "letters", meta=meta)
+    part = [(np.arange(61), 61)]
+    write_dataset(str(project / "data" / "gpt2s"), part, part, 50257)
+    write_dataset(str(project / "data" / "lost"), part, part, 300, tokenizer="{}")
+    (project / "data" / "lost" / "tokenizer.json").unlink()
     places = {"one": tmp_path / "one", "other": tmp_path / "other"}
     result = run("tools/evaluate.py", f"--out_dir={trained}", *(a.format(**places) for a in arguments), expect=2)
     assert said in error_line(result)

@@ -12,7 +12,7 @@ from hugging_face import TUNE, differences, folder_of, ids_for
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from data.dataset import codec_of_dataset
+from data.vocabulary import codec_of_dataset
 from model import GPT, GPTConfig
 from nanogpt import checkpoint as ckpt
 

@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from configurator import adopt, at_least, configure
 from data import dataset as data_dataset
 from data.bins import check_bin, check_ids, open_bin
-from data.dataset import Dataset, codec_of_dataset, codec_of_run, write_dataset
+from data.dataset import Dataset
+from data.folder import write_dataset
 from data.meta import read_meta
 from data.tokenizer import codec_of_tokenizer, train_tokenizer
 from data.tokens import CharCodec
+from data.vocabulary import codec_of_dataset, codec_of_run
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt.device import pick_compile, pick_device, pick_dtype

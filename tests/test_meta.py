@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, error_line, flags, write_synthetic
 
-from data.dataset import codec_for
 from data.meta import check_meta, read_meta
 from data.tokens import CharCodec
+from data.vocabulary import codec_for
 from nanogpt.errors import UserError
 
 ABC = {"vocab_size": 3, "stoi": {"a": 0, "b": 1, "é": 2}, "itos": {0: "a", 1: "b", 2: "é"}}

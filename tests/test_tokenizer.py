@@ -509,7 +509,7 @@ def test_a_vocabulary_above_65536_trains_on_u32_bins(run, own_project, tmp_path)
     wrong.tofile(folder / "train.u32.bin")
     (folder / "dataset.json").unlink()
     line = error_line(run("train.py", *flags(settings, out_dir=tmp_path / "new"), project=own_project, expect=2))
-    assert "train.bin is missing" in line
+    assert f"token {len(found):,} is 80064, but the vocabulary's ids end at 80063" in line
 
 
 @needs_shakespeare

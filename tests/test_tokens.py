@@ -8,8 +8,8 @@ import torch
 from prepare_scripts import SHAKESPEARE, UNICODE, needs_bpe, needs_shakespeare, tiktoken_gpt2
 
 from data import tokens as data_tokens
-from data.dataset import codec_for
 from data.tokens import BPECodec, bpe_pieces
+from data.vocabulary import codec_for
 from nanogpt.errors import UserError
 
 ABC = {"vocab_size": 3, "stoi": {"a": 0, "b": 1, "é": 2}, "itos": {0: "a", 1: "b", 2: "é"}}

@@ -19,11 +19,10 @@ import torch
 
 from configurator import at_least, configure, one_of
 from data.bins import check_ids, check_size, open_bin
+from data.folder import bin_path, bytes_per_token, read_facts, tokens_in
 from data.text import check_missing, text_chunks
-from data.dataset import (
-    bin_path, bytes_per_token, codec_of_dataset, codec_of_folder, codec_of_run, find_meta, read_facts,
-)  # fmt: skip
 from data.tokens import CharCodec, bytes_of_ids
+from data.vocabulary import codec_of_folder, codec_of_run, kept, kept_of_codec, same_tokens, says_tokens
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices
@@ -53,24 +52,6 @@ torch.set_float32_matmul_precision("highest")  # no TF32: float32 here is for ex
 dtype = devices.pick_dtype(dtype, device)
 
 # ---- the model, and what its tokens stand for --------------------------------------------------------------------
-
-
-def tokens_of_dataset(name):
-    """The codec of data/NAME, or None and why there is none: its tokens cannot be made into text."""
-    try:
-        return codec_of_dataset(os.path.join(ROOT, "data", name)), None
-    except UserError as error:
-        return None, error
-
-
-def same_tokens(one, other):
-    """Whether two codecs have the same ids for the same bytes."""
-    return one.vocab_size == other.vocab_size and all(
-        one.known(i) == other.known(i) and (not one.known(i) or one.piece(i) == other.piece(i))
-        for i in range(one.vocab_size)
-    )
-
-
 why_unknown = codec = None
 if init_from == "resume" or ckpt.has_run(init_from):
     checkpoint, path, remarks = ckpt.load_model_file(out_dir if init_from == "resume" else init_from)
@@ -125,13 +106,15 @@ else:
     facts = read_facts(data_dir)
     path = bin_path(data_dir, split, facts)
     check_size(path, 1, dataset)
-    theirs, remark = tokens_of_dataset(dataset)
-    if codec and theirs and not same_tokens(codec, theirs):
+    meta, tokenizer = tokens_in(data_dir, facts)
+    theirs = kept(meta, tokenizer)
+    mine = kept_of_codec(codec) if codec else None
+    if mine and says_tokens(theirs) and not same_tokens(mine, theirs):
         raise UserError(f"the tokens of {dataset} are not those of the model: they stand for other texts")
-    meta = find_meta(data_dir)
-    if meta and meta["vocab_size"] != vocab_size and not (codec and theirs):
+    if meta and meta["vocab_size"] != vocab_size and not (mine and says_tokens(theirs)):
         raise UserError(f"{dataset} has {meta['vocab_size']} tokens and the model {vocab_size}: they differ")
-    codec, why_unknown = theirs and codec, why_unknown or remark
+    if not says_tokens(theirs):
+        codec, why_unknown = None, why_unknown or f"{os.path.join(data_dir, 'meta.pkl')} has no characters"
     name, n_tokens, chunks = split, len(open_bin(path)), ids_of_split(path)
 bytes_of = codec and bytes_of_ids(codec, vocab_size)
 by_split = bool(codec and bytes_of is None and not file and facts)  # an id does not tell its bytes: dataset.json does

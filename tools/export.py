@@ -11,8 +11,8 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from configurator import configure
-from data.dataset import codec_of_run
 from data.tokenizer import tokenizer_of
+from data.vocabulary import codec_of_run
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt import gpt2

@@ -21,7 +21,8 @@ import torch
 
 from configurator import adopt, at_least, configure, documented, one_of
 from data.bins import SPLITS, dtype_in
-from data.dataset import bin_path, new_vocab_size, read_facts
+from data.dataset import new_vocab_size
+from data.folder import bin_path, read_facts
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import gpt2, planning
