@@ -9,6 +9,7 @@ import pytest
 from conftest import TINY, error_line, flags, tree
 
 from nanogpt import run_log
+from nanogpt.progress import Progress
 from nanogpt.run_log import read_log
 
 
@@ -203,3 +204,13 @@ def test_wandb_gets_nanogpts_keys_at_evaluations(tmp_path):
     assert {key: last[key] for key in wanted} == wanted
     assert first["val/loss"] == 4.1 and "mfu" not in first
     assert all("val/loss" not in row for row in log.wandb.rows[1:3])
+
+
+def test_a_run_that_was_never_evaluated_on_its_data_has_no_best_val_loss_to_print():
+    config = dict(max_iters=5, eval_interval=1, save_interval=0, patience=0, max_seconds=0.0, decay_lr=False)
+    progress = Progress({}, 0, config | {"lr_decay_iters": 5}, 64, None)
+    line = run_log.last_lines("out", progress, 6, "cpu")[0]
+    assert line.startswith("no val loss yet, 0 tokens seen") and "inf" not in line
+    progress.note_evaluation({"val": 2.5, "val_bpb": 1.25}, 4)
+    line = run_log.last_lines("out", progress, 6, "cpu")[0]
+    assert line.startswith("best val loss 2.5000 at iteration 4, 1.2500 bits per byte, 0 tokens seen")
