@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from nanogpt.errors import UserError, command
+from nanogpt.errors import ROOT, UserError, command
 
 FULL_CHECK_TOKENS = 1 << 26  # a longer bin is checked in samples here, and each batch when it is drawn
 
@@ -37,7 +37,15 @@ def check_size(path, block_size, dataset):
     if not os.path.isfile(path):
         where = os.path.dirname(path)
         prepare = os.path.join(where, "prepare.py")
-        what = f"run: {command(prepare)}" if os.path.exists(prepare) else f"there is no {prepare} either"
+        base = os.path.basename(os.path.normpath(dataset))
+        if os.path.exists(prepare):
+            what = f"run: {command(prepare)}"
+        elif base != dataset and os.path.isdir(os.path.join(ROOT, "data", base)):
+            what = f"its name is {base}"
+        elif os.path.isdir(where):
+            what = f"prepare it again, as by {command('data/text_bpe/prepare.py', 'FILE', f'--name={dataset}')}"
+        else:
+            what = f"there is no {prepare} either"
         if dataset == "openwebtext":  # train.py's own choice, and 53 GB
             what += f"; to begin with something small, {command('data/shakespeare_char/prepare.py')}"
         raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); {what}")

@@ -29,3 +29,19 @@ def test_a_long_bin_is_looked_at_in_places_and_every_batch_as_it_is_drawn(tmp_pa
     windows[1, 3] = 61
     with pytest.raises(UserError, match=r"train\.bin: token 703 is 61, but the vocabulary's ids end at 60"):
         bins.check_ids(windows, 61, path, np.array([5, 700]))
+
+
+def test_a_dataset_that_is_not_prepared_is_told_how_to_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(bins, "ROOT", str(tmp_path))
+    folder = tmp_path / "data" / "mine"
+    folder.mkdir(parents=True)
+    for dataset, place, said in (
+        ("mine", folder, "data/text_bpe/prepare.py FILE --name=mine"),
+        ("data/mine", tmp_path / "data" / "data" / "mine", "its name is mine"),
+        ("absent", tmp_path / "data" / "absent", "prepare.py either"),
+    ):
+        with pytest.raises(UserError, match=f"dataset {dataset} is not prepared .*{said}"):
+            bins.check_size(str(place / "train.bin"), 16, dataset)
+    (folder / "prepare.py").touch()
+    with pytest.raises(UserError, match="run: python .*mine/prepare.py"):
+        bins.check_size(str(folder / "train.bin"), 16, "mine")

@@ -57,6 +57,17 @@ def test_the_picture_has_the_logs_losses_and_marks_the_best(plot, tmp_path, caps
     assert capsys.readouterr().out == f"wrote {picture}\n"
 
 
+def test_runs_with_different_tokens_are_said_to_have_losses_that_do_not_compare(plot, tmp_path, monkeypatch, capsys):
+    metas = {"out-a": None, "out-b": {"stoi": {"a": 0}}, "out-c": {"stoi": {"a": 0}}, "out-d": {}}
+    paths = {name: write_log(tmp_path / name) for name in metas}
+    kept = {paths[name]: {"meta": meta} if meta != {} else {} for name, meta in metas.items()}  # d: an older checkpoint
+    monkeypatch.setattr("nanogpt.checkpoint.peek", kept.get)
+    plot(paths["out-b"], paths["out-c"], paths["out-d"])
+    assert "compare" not in capsys.readouterr().out
+    plot(paths["out-a"], paths["out-b"])
+    assert "different tokens, so their losses do not compare: --bpb=True" in capsys.readouterr().out
+
+
 def test_runs_are_labelled_by_the_settings_in_which_they_differ(plot, tmp_path, monkeypatch):
     folders = [write_log(tmp_path / name) for name in ("a", "b", "c", "d")]
     shared = {"n_layer": 2, "wandb_run_name": "x", "dropout": 0.0}

@@ -16,6 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import numpy as np
 
 from configurator import configure
+from data.vocabulary import has_tokens, same_tokens
 from nanogpt import checkpoint as ckpt
 from nanogpt.errors import UserError, command, require
 from nanogpt.run_log import read_log
@@ -97,9 +98,9 @@ def table(rows):
     return {name: np.array([float(cell or "nan") for cell in cells]) for name, cells in columns.items()}
 
 
-def labels(out_dirs):
+def labels(out_dirs, checkpoints):
     """A text for each run: the settings in which it differs from the others, or its folder where none are known."""
-    configs = [ckpt.peek(out_dir).get("config", {}) for out_dir in out_dirs]
+    configs = [checkpoint.get("config", {}) for checkpoint in checkpoints]
     known = [config for config in configs if config]
     names = [name for name in dict.fromkeys(k for config in known for k in config) if name not in NO_MATTER]
     names = [name for name in names if any(config.get(name) != known[0].get(name) for config in known)]
@@ -124,6 +125,10 @@ def draw_norms(log, colour, alpha):
 
 
 logs = [curves(out_dir) for out_dir in out_dirs]
+checkpoints = [ckpt.peek(out_dir) for out_dir in out_dirs]
+tokens = [checkpoint for checkpoint in checkpoints if has_tokens(checkpoint)]
+if not bpb and any(not same_tokens(tokens[0], other) for other in tokens):
+    print("these runs have different tokens, so their losses do not compare: --bpb=True draws bits per byte")
 figure = Figure(figsize=(9, 8 if norm else 6), layout="constrained")
 axes, *beneath = figure.subplots(2, sharex=True, height_ratios=(3, 1)) if norm else [figure.add_subplot()]
 axes.set(xlabel="" if norm else "iteration", ylabel="loss (bits per byte)" if bpb else "loss (nats a token)")
@@ -138,7 +143,7 @@ axes.patch.set_visible(False)
 axes.grid(color="0.92")
 
 entries, texts = [], []
-for i, (log, label) in enumerate(zip(logs, labels(out_dirs), strict=True)):
+for i, (log, label) in enumerate(zip(logs, labels(out_dirs, checkpoints), strict=True)):
     train, evals = log["train"], log["eval"]
     colour = COLOURS[i % len(COLOURS)]
     every = max(1, len(evals["iter"]) // 16)
