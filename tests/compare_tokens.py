@@ -1,8 +1,8 @@
 """Compares kinds of tokens by bits per byte after equal training time: characters, your own, and GPT-2's.
 
     pip install tokenizers
-    python tests/compare_tokens.py data/shakespeare_char/input.txt            30 seconds, seeds 1337 to 1339
-    python tests/compare_tokens.py FILE --seconds=120 --seeds=1 --vocab_sizes 512 2048 -- --dropout=0.1
+    python tests/compare_tokens.py data/shakespeare_char/input.txt            30 seconds, seeds 1337, 1 and 2
+    python tests/compare_tokens.py FILE --seconds=120 --seeds 1337 --vocab_sizes 512 2048 -- --dropout=0.1
 
 The model and all settings are those of config/train_text_bpe_cpu.py, and of train.py's arguments after `--`. First the
 time of an iteration is measured for each kind of tokens, in turn. Then each run has as many iterations as fit in
@@ -72,7 +72,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file")
     parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2])
     parser.add_argument("--vocab_sizes", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("settings", nargs="*", help="more of train.py's arguments, after --")
     options = parser.parse_args()
@@ -82,8 +82,7 @@ def main():
     print("| --- | --- | --- | --- | --- |")
     for kind, name in names.items():
         iterations = max(2, round(options.seconds * 1000 / ms[kind]))
-        seeds = range(1337, 1337 + options.seeds)
-        found = [bits_per_byte(name, iterations, seed, options.settings) for seed in seeds]
+        found = [bits_per_byte(name, iterations, seed, options.settings) for seed in options.seeds]
         figures = " ".join(f"{figure:.3f}" for figure in found)
         print(f"| {kind} | {ms[kind]:.1f} | {iterations:,} | {figures} | {statistics.median(found):.3f} |", flush=True)
 
