@@ -6,7 +6,7 @@ from data.bins import SPLITS, check_bin, check_size, dtype_in
 from data.folder import FACTS, bin_path, bytes_per_token, read_facts, tokens_in
 from data.tokenizer import codec_of_tokenizer, parse, read_tokenizer
 from data.tokens import bytes_of_ids, gpt2_is_cached
-from data.vocabulary import codec_of_tokens, has_codec, has_tokens, kept, kept_of_codec, same_tokens, says_tokens
+from data.vocabulary import codec_of_tokens, has_codec, has_tokens, kept, kept_of_codec, same_tokens
 from nanogpt.bits_per_byte import TextBytes
 from nanogpt.errors import ROOT, UserError
 
@@ -106,7 +106,7 @@ class Dataset:
 
         UserError if that is a folder with a tokenizer.json of its own, and the dataset has other tokens."""
         theirs = _tokens_of_gpt2(init_from, vocab_size)
-        if theirs and says_tokens(self.kept()):
+        if theirs and has_codec(self.kept(), self.folder):
             same = same_tokens(theirs, self.kept())
         else:  # they may be the same if the sizes are: at most rounded up
             same = self.own_vocab_size <= vocab_size < self.own_vocab_size + 64

@@ -56,7 +56,9 @@ def has_tokens(checkpoint):
 
 
 def has_codec(checkpoint, path):
-    """Whether the checkpoint read from `path` keeps what its ids stand for. A meta of None says that it is GPT-2's."""
+    """Whether the checkpoint read from `path`, or kept() of a dataset there, says what each id stands for.
+
+    A meta of None says that they are GPT-2's. Some have only their number."""
     if checkpoint.get("tokenizer"):
         return True
     meta = checkpoint.get("meta")
@@ -78,11 +80,6 @@ def kept(meta, tokenizer):
     return {"tokenizer": tokenizer} if tokenizer else {"meta": meta}
 
 
-def says_tokens(kept):
-    """Whether it says what each id stands for: a meta.pkl may have only their number."""
-    return bool(kept.get("tokenizer")) or kept["meta"] is None or "stoi" in kept["meta"]
-
-
 def kept_of_codec(codec):
     """kept() of a dataset with the tokens of `codec`."""
     return kept({"stoi": codec.stoi} if isinstance(codec, CharCodec) else None, codec.tokenizer)
@@ -96,7 +93,7 @@ def _has_other_tokens(folder, checkpoint):
         return False
     if theirs == {"meta": None} and not os.path.exists(os.path.join(folder, "train.bin")):
         return False
-    return says_tokens(theirs) and not same_tokens(theirs, checkpoint)
+    return has_codec(theirs, folder) and not same_tokens(theirs, checkpoint)
 
 
 def codec_of_folder(name_or_path, vocab_size):

@@ -22,7 +22,7 @@ from data.bins import check_ids, check_size, open_bin
 from data.folder import bin_path, bytes_per_token, read_facts, tokens_in
 from data.text import check_missing, text_chunks
 from data.tokens import CharCodec, bytes_of_ids
-from data.vocabulary import codec_of_folder, codec_of_run, kept, kept_of_codec, same_tokens, says_tokens
+from data.vocabulary import codec_of_folder, codec_of_run, has_codec, kept, kept_of_codec, same_tokens
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices
@@ -52,7 +52,7 @@ torch.set_float32_matmul_precision("highest")  # no TF32: float32 here is for ex
 dtype = devices.pick_dtype(dtype, device)
 
 # ---- the model, and what its tokens stand for --------------------------------------------------------------------
-why_unknown = codec = None
+why_unknown = codec = tokens_of_run = None
 if init_from == "resume" or ckpt.has_run(init_from):
     checkpoint, path, remarks = ckpt.load_model_file(out_dir if init_from == "resume" else init_from)
     processes.say(*remarks)
@@ -63,6 +63,7 @@ if init_from == "resume" or ckpt.has_run(init_from):
         processes.say(*remarks)
     except UserError as error:
         why_unknown = error
+        tokens_of_run = checkpoint if has_codec(checkpoint, path) else None
 elif init_from.startswith("gpt2") or os.path.isdir(init_from):
     model = GPT.from_pretrained(init_from)
     own_dataset, codec = "openwebtext", codec_of_folder(init_from, model.config.vocab_size)
@@ -108,12 +109,12 @@ else:
     check_size(path, 1, dataset)
     meta, tokenizer = tokens_in(data_dir, facts)
     theirs = kept(meta, tokenizer)
-    mine = kept_of_codec(codec) if codec else None
-    if mine and says_tokens(theirs) and not same_tokens(mine, theirs):
+    mine = kept_of_codec(codec) if codec else tokens_of_run
+    if mine and has_codec(theirs, data_dir) and not same_tokens(mine, theirs):
         raise UserError(f"the tokens of {dataset} are not those of the model: they stand for other texts")
-    if meta and meta["vocab_size"] != vocab_size and not (mine and says_tokens(theirs)):
+    if meta and meta["vocab_size"] != vocab_size and not (mine and has_codec(theirs, data_dir)):
         raise UserError(f"{dataset} has {meta['vocab_size']} tokens and the model {vocab_size}: they differ")
-    if not says_tokens(theirs):
+    if not has_codec(theirs, data_dir):
         codec, why_unknown = None, why_unknown or f"{os.path.join(data_dir, 'meta.pkl')} has no characters"
     name, n_tokens, chunks = split, len(open_bin(path)), ids_of_split(path)
 bytes_of = codec and bytes_of_ids(codec, vocab_size)
