@@ -137,10 +137,10 @@ elif init_from == "scratch":
     say("Initializing a new model from scratch", data.rounded)
     model = GPT(GPTConfig(block_size, data.vocab_size, n_layer, n_head, n_embd, dropout, bias))
 elif has_run(init_from):
-    start, path, remarks = load_model_file(init_from)
-    data.check_tokens(start, path)
+    initial, path, remarks = load_model_file(init_from)
+    data.check_tokens(initial, path)
     say(f"Initializing from the model in {path}", *remarks)
-    model = GPT.from_checkpoint(start, path, dropout)
+    model = GPT.from_checkpoint(initial, path, dropout)
 else:
     say(f"Initializing from GPT-2 weights: {init_from}")
     model = GPT.from_pretrained(init_from, {"dropout": dropout})
@@ -154,8 +154,8 @@ say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
 # how far the run is, which a resume restores
 iter_num = saved.get("iter_num", 0)
 progress = Progress(saved, iter_num, config, tokens_per_iter, folder)
-if progress.nothing_left(iter_num) and not eval_only:
-    say(progress.nothing_left(iter_num))
+if (ended := progress.nothing_left(iter_num)) and not eval_only:
+    say(ended)
     processes.leave()
     raise SystemExit
 
@@ -185,23 +185,22 @@ optim = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), 
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
 guard = StepGuard(config, processes, scaler, saved)  # skips bad steps, and decides when the run goes back
 restore_optimizer(optim, scaler, saved, folder.loaded_path)
-taken = progress.tokens_seen // block_size
-windows = Windows(order, batch_generator, guard.batch_seed, taken, batch_size, block_size, rank, world_size)
+windows = Windows(
+    order, batch_generator, guard.batch_seed, progress.tokens_seen, batch_size, block_size, rank, world_size
+)
 running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
 say(schedule_remark(config, progress.by_clock), forecast.line(model, config, running_mfu, world_size, iter_num))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
-# model: the plain weights; eval_model: compiled, where that is on; train_model: that in DDP, where there are several
 mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_params() * batch_size * block_size)
+# model: the plain weights; eval_model: compiled, where that is on; train_model: that in DDP, where there are several
 eval_model = torch.compile(model, mode=mode) if compile else model
 train_model = processes.wrap_ddp(eval_model, sharding, device)
 folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older run's files into a dated folder
 
 
 # ---- what the loop calls -------------------------------------------------------------------------------------------
-
-
 def get_lr(it):
     """The learning rate of iteration `it`: a linear warm-up, then a cosine down to min_lr."""
     if not decay_lr:
@@ -219,19 +218,19 @@ def get_lr(it):
 def estimate_loss():
     """{split: mean loss over eval_iters batches}, and val_bpb, the val loss in bits per byte; None if asked to stop."""
     model.eval()
-    mean = {}
+    mean, n_bytes = {}, {}
     for split in ("train", "val"):
         # a column per process: the loss of each of its batches, and the bytes of text that its tokens stand for
-        found = torch.zeros(2, math.ceil(eval_iters / world_size), world_size, device=device)
+        per_batch = torch.zeros(2, math.ceil(eval_iters / world_size), world_size, device=device)
         with autocast:  # one context for all batches: without torch.compile it casts each weight only once
-            for row in range(found.size(1)):
+            for row in range(per_batch.size(1)):
                 if processes.asked_to_stop():
                     return None
                 x, y = get_batch(split, evaluation=True)
-                found[:, row, rank] = torch.stack([eval_model(x, y)[1], text_bytes.of(y)])
-        processes.add_up(found)
-        mean[split], n_bytes = (each.flatten()[:eval_iters].mean().item() for each in found)
-    mean["val_bpb"] = bits_per_byte(mean["val"] * batch_size * block_size, n_bytes)
+                per_batch[:, row, rank] = torch.stack([eval_model(x, y)[1], text_bytes.of(y)])
+        processes.add_up(per_batch)
+        mean[split], n_bytes[split] = (each.flatten()[:eval_iters].mean().item() for each in per_batch)
+    mean["val_bpb"] = bits_per_byte(mean["val"] * batch_size * block_size, n_bytes["val"])
     model.train()
     return mean
 
@@ -256,9 +255,9 @@ def save(name, point):
 # ---- the training loop ---------------------------------------------------------------------------------------------
 processes.listen()  # from here on SIGTERM, SIGINT and SIGHUP stop the run between two micro-steps
 batch, evaluated = folder.restore_point(saved, device, batch_generator, seed + rank, (batch_size, block_size))
-x, y = windows.drawn_before(batch) or get_batch("train")  # (B, T)
+x, y = batch if batch and order == "random" else get_batch("train")  # (B, T); with "epoch" it is the same again
 log = run_log.open_log(folder, iter_num, evaluated, len(guard.went_back), config, saved.get("wandb_id"))
-saved = start = None  # frees the checkpoint, which is as large as the model and its optimizer
+saved = initial = None  # frees the checkpoint, which is as large as the model and its optimizer
 clock = devices.Clock(device)
 saved_at = iter_num
 
@@ -271,6 +270,7 @@ while iter_num <= max_iters and not eval_only:
         group["lr"] = lr
 
     # evaluate, and save: ckpt.pt has the best model, or each evaluated one; last.pt is for an iteration without it
+    progress.read_clock()  # after get_lr(), which goes by what it found an iteration ago
     point = resume_point(evaluated)  # a stop before this iteration's step resumes from here
     if progress.evaluates_at(iter_num) and not evaluated:
         losses = estimate_loss()
@@ -280,14 +280,13 @@ while iter_num <= max_iters and not eval_only:
         point = resume_point(evaluated=True)
         sound = guard.note_evaluation(losses, progress.best_val_loss)
         better = progress.note_evaluation(losses, iter_num)
-        progress_line = progress.line(iter_num)
         log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
                   val_bpb=losses["val_bpb"], tokens_per_s=progress.rate, tokens_seen=progress.tokens_seen)  # fmt: skip
         if (better or (always_save_checkpoint and sound)) and iter_num > 0:
             say(f"saving checkpoint to {out_dir}")
             save("ckpt.pt", point)
             saved_at = iter_num
-        say(progress_line, *samples.lines(model, iter_num, autocast))
+        say(progress.line(iter_num), *samples.lines(model, iter_num, autocast))
         if progress.ended_by and not guard.exploded:
             break
     if guard.exploded:
@@ -307,7 +306,8 @@ while iter_num <= max_iters and not eval_only:
             break
         processes.set_gradient_sync(train_model, micro_step == micro_steps - 1)  # average in the last backward pass
         with autocast_step:
-            loss = guard.note_loss(train_model(x, y)[1] / micro_steps)
+            loss = train_model(x, y)[1] / micro_steps
+        guard.note_loss(loss)
         x, y = get_batch("train")  # the next batch, while a GPU is still in the forward pass
         scaler.scale(loss).backward()
     if stopping:
@@ -325,10 +325,10 @@ while iter_num <= max_iters and not eval_only:
     guard.report(iter_num, logged)
     if logged:
         dt = clock.seconds()
-        loss = loss.item() * micro_steps  # rank 0's last micro-batch
+        lossf = loss.item() * micro_steps  # rank 0's last micro-batch
         shown_mfu = running_mfu.update(iter_num, tokens_per_iter / world_size, dt)
-        say(f"iter {iter_num}: loss {loss:.4f}, time {dt * 1000:.2f}ms, mfu {shown_mfu}")
-        log.write(iter=iter_num, kind="train", train_loss=loss, tokens_seen=progress.tokens_seen, lr=lr, ms=dt * 1000,
+        say(f"iter {iter_num}: loss {lossf:.4f}, time {dt * 1000:.2f}ms, mfu {shown_mfu}")
+        log.write(iter=iter_num, kind="train", train_loss=lossf, tokens_seen=progress.tokens_seen, lr=lr, ms=dt * 1000,
                   grad_norm=grad_norm.item(), tokens_per_s=tokens_per_iter / dt, mfu=running_mfu.value)  # fmt: skip
     iter_num += 1
 

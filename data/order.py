@@ -24,13 +24,13 @@ class Windows:
     order: 'random' draws them from `generator`, with repeats; with 'epoch' the training batches of all processes
     together take each window of a pass once. Evaluation batches are drawn from `generator` in both, and so change
     nothing in the order of training.
-    taken: the windows that were trained on before, by all processes: the position from which 'epoch' continues.
+    tokens_seen: those that all processes have trained on before, from which 'epoch' continues.
     """
 
-    def __init__(self, order, generator, seed, taken, batch_size, block_size, rank=0, world_size=1):
+    def __init__(self, order, generator, seed, tokens_seen, batch_size, block_size, rank=0, world_size=1):
         self.order, self.generator, self.seed = order, generator, seed
         self.batch_size, self.block_size, self.rank, self.world_size = batch_size, block_size, rank, world_size
-        self.taken, self.current = taken, None
+        self.taken, self.current = tokens_seen // block_size, None  # windows, of all processes
 
     def starts(self, n_tokens, evaluation=False):
         """int64 (B,): where each window of the next batch starts in a bin of `n_tokens`; all below n_tokens - T."""
@@ -47,13 +47,9 @@ class Windows:
             position += len(k)
         return np.concatenate(found)
 
-    def drawn_before(self, batch):
-        """The `batch` that a stopped run had drawn already, or None if it comes again: so it does with 'epoch'."""
-        return batch if self.order == "random" else None
-
-    def restart(self, seed, taken):
-        """Draws from `seed` on, after `taken` windows of all processes: other batches than before."""
-        self.seed, self.taken, self.current = seed, taken, None
+    def restart(self, seed, tokens_seen):
+        """Draws from `seed` on, after `tokens_seen` tokens of all processes: other batches than before."""
+        self.seed, self.taken, self.current = seed, tokens_seen // self.block_size, None
         self.generator.manual_seed(seed + self.rank)
 
     def _pass_at(self, position, n_tokens):
@@ -101,7 +97,7 @@ def permuted(k, n, keys):
 
 
 def scrambled(x):
-    """uint64: SplitMix64's finalizer, a bijection each of whose output bits hangs on every input bit."""
+    """uint64: SplitMix64's finalizer, a bijection each of whose output bits depends on every input bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

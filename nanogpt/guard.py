@@ -66,10 +66,9 @@ class StepGuard:
     # ---- steps
 
     def note_loss(self, loss):
-        """Takes the loss of a micro-batch, divided by the number of micro-steps. Returns it."""
+        """Takes the loss of a micro-batch, divided by the number of micro-steps."""
         if self.sigma:
             self.loss = self.loss + loss.detach()
-        return loss
 
     def step(self, optim, grad_norm, iter_num):
         """Steps `optim`, through the loss scaler, unless `grad_norm` is not finite or this step is a spike.

@@ -14,8 +14,9 @@ class Progress:
     """The counters of a run over all its resumes. Every process calls these methods; rank 0's clock decides for all.
 
     Public: best_val_loss, best_iter, best_bpb (bits per byte, or None), tokens_seen; rate, tokens per second between
-    the last two lines; ended_by, the setting that ended the run before max_iters, or ""; by_clock, whether the learning
-    rate follows the clock, and share_of_time, how much of that decay has passed, from 0 to 1.
+    the last two evaluations, and time_left, seconds (both None while they are not known); ended_by, the setting that
+    ended the run before max_iters, or ""; by_clock, whether the learning rate follows the clock, and share_of_time, how
+    much of that decay has passed, from 0 to 1.
     """
 
     def __init__(self, saved, iter_num, config, tokens_per_iter, folder, now=time.monotonic):
@@ -39,7 +40,8 @@ class Progress:
         self.hurry = False  # whether the time left is too short for an evaluation before the last one
         self.evaluations = []  # seconds of each in this process
         self.last_check = self.last_busy = None
-        self.last_line, self.rate = None, None  # (iteration, time) of the last line
+        self.last_evaluation = None  # (iteration, time)
+        self.rate = self.time_left = None
 
     def seconds(self):
         """How long the run has taken so far, over all its resumes."""
@@ -56,15 +58,13 @@ class Progress:
             return f"the run has ended by max_seconds = {self.max_seconds:g}: {more} --max_seconds="
         return ""
 
-    def evaluates_at(self, iter_num):
-        """Whether iteration `iter_num` begins with an evaluation. Call it once an iteration.
+    def read_clock(self):
+        """With max_seconds, agrees with the other processes on how much of it is left. Call it once an iteration.
 
-        There is one every eval_interval iterations, and one when the rest of max_seconds is needed for it, two saves
-        (ckpt.pt and last.pt) and an iteration like the last. If there is time for no other before that last one, none
-        is due: see hurry."""
-        due = iter_num % self.eval_interval == 0
+        Time is up when the rest is needed for an evaluation, two saves (ckpt.pt and last.pt) and an iteration like the
+        last; before that the run is in a hurry, if there is time for no other evaluation."""
         if not self.max_seconds:
-            return due
+            return
         seconds, busy = self.seconds(), sum(self.evaluations) + self.folder.seconds_saving
         iteration = seconds - self.last_check - (busy - self.last_busy) if self.last_check is not None else 0.0
         self.last_check, self.last_busy = seconds, busy
@@ -77,16 +77,20 @@ class Progress:
         own = 3 * int(share * 1e9) + (left <= evaluation + save) + (left <= 0)
         agreed = self.folder.processes.largest(own * (self.folder.processes.rank == 0))
         self.share_of_time, self.hurry, self.time_is_up = agreed // 3 / 1e9, agreed % 3 >= 1, agreed % 3 == 2
-        return self.time_is_up or (due and not self.hurry)
+
+    def evaluates_at(self, iter_num):
+        """Whether iteration `iter_num` begins with an evaluation: every eval_interval of them, and when time is up."""
+        return self.time_is_up or (iter_num % self.eval_interval == 0 and not self.hurry)
 
     def saves_at(self, iter_num):
         """Whether last.pt is due at iteration `iter_num`. In a hurry it is not: the end of the run saves it."""
         return iter_num % self.save_interval == 0 and not self.hurry
 
     def note_evaluation(self, losses, iter_num):
-        """Takes the {split: loss} of an evaluation. Returns whether the val loss is the best so far."""
+        """Takes the {split: loss} of an evaluation, and the time. Returns whether the val loss is the best so far."""
         if self.max_seconds:
             self.evaluations.append(self.seconds() - self.last_check)
+        self._note_time(iter_num)
         better = losses["val"] < self.best_val_loss
         if better:
             self.best_val_loss, self.best_iter, self.best_bpb = losses["val"], iter_num, losses.get("val_bpb")
@@ -97,31 +101,33 @@ class Progress:
             self.ended_by, self.time_over = f"max_seconds = {self.max_seconds:g}", self.max_seconds
         return better
 
+    def _note_time(self, iter_num):
+        """Sets rate and time_left, in which evaluations and saves count, by the time since the last evaluation."""
+        now, last, self.time_left = self.now(), self.last_evaluation, None
+        if last and iter_num > last[0] and now != last[1]:
+            per_iteration = (now - last[1]) / (iter_num - last[0])
+            left = per_iteration * (self.max_iters + 1 - iter_num)
+            self.rate = self.tokens_per_iter / per_iteration
+            self.time_left = min(left, self.max_seconds - self.seconds()) if self.max_seconds else left
+        self.last_evaluation = iter_num, now
+
     def go_back(self, saved):
         """Takes up the counters of good.pt, the checkpoint `saved`. The time that was lost stays counted."""
         self.best_val_loss, self.best_iter = float(saved["best_val_loss"]), saved["best_iter"]
         self.best_bpb = saved.get("best_bpb")
         self.tokens_seen, self.evals_since_best = saved["tokens_seen"], saved["evals_since_best"]
-        self.ended_by, self.last_line = "", None
+        self.ended_by, self.last_evaluation = "", None
 
     def has_ended(self, iter_num):
         """Whether the run has come to its end by itself, before iteration `iter_num`."""
         return bool(self.ended_by) or iter_num > self.max_iters
 
     def line(self, iter_num):
-        """A line such as `5% done, 14,213 tokens/s, 0:12:34 left`; the first of a process has no rate yet.
-
-        Evaluations and saves count, in the rate and in the estimate of the time left."""
-        now, done = self.now(), iter_num / (self.max_iters + 1)
-        text = f"{max(done, self.share_of_time):.0%} done"
-        if self.last_line and iter_num > self.last_line[0]:
-            per_iteration = (now - self.last_line[1]) / (iter_num - self.last_line[0])
-            self.rate = self.tokens_per_iter / per_iteration
-            left = per_iteration * (self.max_iters + 1 - iter_num)
-            left = min(left, self.max_seconds - self.seconds()) if self.max_seconds else left
-            text += f", {self.rate:,.0f} tokens/s, {duration(left)} left"
-        self.last_line = iter_num, now
-        return text
+        """A line such as `5% done, 14,213 tokens/s, 0:12:34 left`; the first of a process has no rate yet."""
+        text = f"{max(iter_num / (self.max_iters + 1), self.share_of_time):.0%} done"
+        if self.time_left is None:
+            return text
+        return f"{text}, {self.rate:,.0f} tokens/s, {duration(self.time_left)} left"
 
     def for_checkpoint(self):
         """What a checkpoint holds of this."""

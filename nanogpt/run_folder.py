@@ -162,7 +162,7 @@ class RunFolder:
         restore_optimizer(optim, guard.scaler, saved, path)
         self.restore_point(saved, guard.device, windows.generator, seed + rank, None)
         progress.go_back(saved)
-        windows.restart(seed, progress.tokens_seen // windows.block_size)
+        windows.restart(seed, progress.tokens_seen)
         log.go_back(saved["iter_num"], seed)
         self.written = None
         return saved["iter_num"]

@@ -120,7 +120,7 @@ def test_the_loss_is_the_mean_over_the_micro_batches_and_the_processes():
 
     guard = make_guard(spike_sigma=6.0, processes=Two())
     for loss in (2.0, 3.0, 4.0, 3.0):
-        assert guard.note_loss(torch.tensor(loss / 4)) == loss / 4
+        guard.note_loss(torch.tensor(loss / 4))
     weight = torch.nn.Parameter(torch.zeros(1))
     guard.skips_on_device = False  # SGD does not look at found_inf
     guard.step(torch.optim.SGD([weight]), torch.tensor(1.5), 0)
@@ -141,7 +141,8 @@ def test_a_spike_leaves_weights_moments_and_loss_scale_as_they_were(optimizer):
         return [tensor for each in parts for tensor in state(each)]
 
     def step(n, factor):
-        loss = guard.note_loss(model(*torch.randint(23, (2, 4, 12), generator=draw))[1])
+        loss = model(*torch.randint(23, (2, 4, 12), generator=draw))[1]
+        guard.note_loss(loss)
         scaler.scale(loss * factor).backward()
         scaler.unscale_(optim)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])

@@ -19,7 +19,7 @@ B, T = 4, 8  # windows in a micro-batch, tokens in a window
 def micro_batches(n, n_tokens, world_size=1, seed=1337, taken=0, batch_size=B, block_size=T):
     """The starts (n, world_size, batch_size) of `n` micro-batches of all processes."""
     each = [
-        Windows("epoch", torch.Generator(), seed, taken, batch_size, block_size, rank, world_size)
+        Windows("epoch", torch.Generator(), seed, taken * block_size, batch_size, block_size, rank, world_size)
         for rank in range(world_size)
     ]
     return np.array([[windows.starts(n_tokens) for windows in each] for _ in range(n)])
