@@ -1,9 +1,10 @@
 """A dataset under data/ as train.py finds it: its bins, and what the ids in them stand for."""
 
+import functools
 import os
 
-from data.bins import SPLITS, check_bin, check_size, dtype_in
-from data.folder import FACTS, bin_path, bytes_per_token, read_facts, tokens_in
+from data.bins import SPLITS, check_bin, check_size
+from data.folder import FACTS, bin_path, bytes_per_token, check_described, read_facts, tokens_in
 from data.tokenizer import codec_of_tokenizer, parse, read_tokenizer
 from data.tokens import bytes_of_ids, gpt2_is_cached
 from data.vocabulary import codec_of_tokens, has_codec, has_tokens, kept, kept_of_codec, same_tokens
@@ -49,21 +50,24 @@ class Dataset:
         """{split: fingerprint} of the bins. UserError where an id is >= `vocab_size`, or the bins are not those that
         dataset.json describes, or not the `expected` ones, which a resumed run was trained on (None: any)."""
         found = {split: check_bin(path, block_size, vocab_size, self.name) for split, path in self.bins.items()}
-        for split, path in self.bins.items():
-            if self.facts and self._described(split) != (os.path.getsize(path), found[split]):
-                raise UserError(
-                    f"{path} is not the one that {FACTS} beside it describes: prepare {self.name} again, or remove "
-                    f"{FACTS} if another program has written the bins"
-                )
+        for split, path in self.bins.items() if self.facts else ():
+            check_described(path, split, self.facts)
+        if self.facts and self.facts["vocab_size"] != self._size_of_codec():
+            raise UserError(f"the tokens of {self.name} are not those that its {FACTS} counts: prepare it again")
         if expected not in (None, found):
             raise UserError(
                 f"{self.folder} is not the data this run was trained on: prepare it as it was, or start from scratch"
             )
         return found
 
-    def _described(self, split):
-        size = self.facts["tokens"][split] * dtype_in(self.bins[split]).itemsize
-        return size, self.facts["fingerprints"][split]
+    def _size_of_codec(self):
+        """How many ids its meta.pkl or tokenizer.json has; what dataset.json says where that is not known."""
+        if self.meta:
+            return self.meta["vocab_size"]
+        try:
+            return self.codec.vocab_size if self.tokenizer else self.facts["vocab_size"]
+        except UserError:  # tokenizers is not installed, and training does not need it
+            return self.facts["vocab_size"]
 
     def kept(self):
         """What a checkpoint keeps of its tokens: the keys meta (characters; None: GPT-2's) or tokenizer (its text)."""
@@ -75,11 +79,12 @@ class Dataset:
         GPT-2's are counted by id only if tiktoken need not fetch its vocabulary: training needs no network."""
         fetches = not self.meta and not self.tokenizer and not gpt2_is_cached()
         try:
-            by_id = None if fetches else bytes_of_ids(self.codec(), vocab_size)
+            by_id = None if fetches else bytes_of_ids(self.codec, vocab_size)
         except UserError:  # a meta.pkl without characters, say, or tokenizers is not installed
             by_id = None
         return TextBytes(by_id, bytes_per_token(self.facts, "val"), device)
 
+    @functools.cached_property
     def codec(self):
         """What turns its text into ids and back."""
         return codec_of_tokens(self.meta, self.tokenizer, self.folder)

@@ -11,8 +11,8 @@ import os
 import numpy as np
 
 from data.bins import bin_name
-from data.folder import flush, publish
-from data.text import check_missing, end_of_text, in_threads, pick_codec, say_end
+from data.folder import flush, publish, remove, remove_if_empty
+from data.text import CHANGED, check_missing, comes_back, end_of_text, in_threads, pick_codec, say_end
 from data.tokens import dtype_of
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, writing
@@ -22,7 +22,7 @@ def prepare_documents(folder, source, subset, tokenizer):
     """Makes `folder` a dataset of the documents of `source`, each ended by <|endoftext|>. Prints facts.
 
     source: a hub dataset with a text column, of which `subset` names a configuration, or a folder (load_documents()).
-    tokenizer: as --tokenizer= takes it; "": GPT-2's tokens. If it is stopped, the same call goes on where it was:
+    tokenizer: as --tokenizer= takes it; "": GPT-2's tokens. If it is stopped, the same call resumes it:
     progress.tmp counts what is done.
     """
     codec = pick_codec(tokenizer)
@@ -45,26 +45,47 @@ def prepare_documents(folder, source, subset, tokenizer):
     os.makedirs(folder, exist_ok=True)
     progress_path = os.path.join(folder, "progress.tmp")
     first = hashlib.sha256(str(splits["train"][0]["text"]).encode()).hexdigest()
-    progress = {"of": [source, len(documents), first] + [tokenizer] * bool(tokenizer)}
-    progress |= {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in splits}
-    if os.path.exists(progress_path):
-        with open(progress_path) as f:
-            saved = json.load(f)
-        if saved["of"] != progress["of"]:
-            raise UserError(f"{progress_path}: unfinished run on {saved['of'][0]}: finish it, or delete this")
-        if any("bytes" not in saved[split] for split in splits):
-            raise UserError(f"{progress_path}: unfinished run of an older version, which counted no bytes: delete this")
-        for split, path in paths.items():
-            if os.path.exists(path) and os.path.getsize(path) >= dtype.itemsize * saved[split]["tokens"]:
-                progress[split] = saved[split]
-                print(f"going on after document {progress[split]['documents']:,} of {split}")
-    for split, documents in splits.items():
-        tokenise(split, documents, paths[split], progress[split], codec, source, lambda: save(progress, progress_path))
+    origin = [source, len(documents), first]
+    if codec.tokenizer:
+        origin.append(hashlib.sha256(codec.tokenizer.encode()).hexdigest())
+    progress = progress_so_far(progress_path, origin, paths, dtype.itemsize)
+    try:
+        for split, part in splits.items():
+            tokenise(split, part, paths[split], progress[split], codec, source, lambda: save(progress, progress_path))
+    except UserError:
+        if not os.path.exists(progress_path):  # nothing to go on from
+            for path in paths.values():
+                remove(path)
+            remove_if_empty(folder)
+        raise
     n_bytes = {split: progress[split]["bytes"] for split in splits}
     publish(folder, codec.vocab_size, n_bytes, tokenizer=codec.tokenizer)
     os.remove(progress_path)
     for split in splits:
         print(f"{split} has {progress[split]['tokens']:,} tokens")
+    if any(progress[split].get("changed") for split in splits):
+        print(CHANGED)
+
+
+def progress_so_far(path, origin, bins, itemsize):
+    """{"of": origin, split: what tokenise() has done} of the unfinished run in `path`; without one, of a new run.
+
+    origin: a list that says which documents and tokens. bins: {split: path of the unfinished bin}. UserError where the
+    run was of another origin."""
+    progress = {"of": origin} | {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in bins}
+    if not os.path.exists(path):
+        return progress
+    with open(path) as f:
+        saved = json.load(f)
+    if saved["of"] != origin:
+        raise UserError(f"{path}: unfinished run on {saved['of'][0]}: finish it as it was begun, or delete this")
+    if any("bytes" not in saved[split] for split in bins):
+        raise UserError(f"{path}: unfinished run of an older version, which counted no bytes: delete this")
+    for split, bin in bins.items():
+        if os.path.exists(bin) and os.path.getsize(bin) >= itemsize * saved[split]["tokens"]:
+            progress[split] = saved[split]
+            print(f"going on after document {progress[split]['documents']:,} of {split}")
+    return progress
 
 
 def load_documents(source, subset):
@@ -92,23 +113,25 @@ def load_documents(source, subset):
 
 
 def encode(texts, codec, source):
-    """(ids of a few documents of `source`, (n,), each ended by <|endoftext|>; the bytes of their text)."""
-    ids, length = [], 0
+    """Of a few documents of `source`: their ids, (n,), each ended by <|endoftext|>; the bytes of their text; and
+    whether the ids do not give it back."""
+    ids, length, changed = [], 0, False
     for text in texts:
         if not isinstance(text, str):
             raise UserError(f"--source={source}: a document's text is {text!r}")
         for piece in codec.pieces([text.removeprefix("\ufeff")]):  # this mark is no text; all else stays as it is
             ids.append(codec.encode_ordinary(piece))
-            check_missing(codec.missing(piece, ids[-1]))
+            check_missing(codec.missing(piece, ids[-1]), "a document")
             length += len(piece.encode())
+            changed = changed or not comes_back(piece, ids[-1], codec)
         ids.append(end_of_text(codec))
-    return np.concatenate(ids).astype(dtype_of(codec.vocab_size)), length
+    return np.concatenate(ids).astype(dtype_of(codec.vocab_size)), length, changed
 
 
 def tokenise(split, documents, path, done, codec, source, save_progress, at_once=100):
     """Appends to the file `path` the tokens of those `documents` that are not counted in `done`, and counts them there.
 
-    done: {"documents": n, "tokens": n, "bytes": n}."""
+    done: {"documents": n, "tokens": n, "bytes": n}, and "changed", whether the tokens of one do not give it back."""
     from tqdm import tqdm
 
     # Plain writes, no memory map: on a full disk they raise an error, where a map would end the process.
@@ -117,7 +140,8 @@ def tokenise(split, documents, path, done, codec, source, save_progress, at_once
         starts = range(done["documents"], len(documents), at_once)
         tasks = in_threads(lambda start: encode(documents[start : start + at_once]["text"], codec, source), starts)
         with tqdm(desc=split, total=len(documents), initial=done["documents"], unit=" documents") as bar:
-            for count, (start, (ids, length)) in enumerate(zip(starts, tasks, strict=True), 1):
+            for count, (start, (ids, length, changed)) in enumerate(zip(starts, tasks, strict=True), 1):
+                done["changed"] = done.get("changed", False) or changed
                 with writing(path):
                     f.write(ids.tobytes())
                 done["tokens"] += len(ids)

@@ -17,7 +17,7 @@ import pickle
 
 import numpy as np
 
-from data.bins import SPLITS, bin_name, fingerprint
+from data.bins import SPLITS, bin_name, dtype_in, fingerprint
 from data.meta import read_meta
 from data.tokenizer import LARGEST_ID, read_tokenizer
 from data.tokens import dtype_of
@@ -49,6 +49,8 @@ def _problem(facts):
     """What is wrong with the content of a dataset.json, in a few words; None where it has its form."""
     if not isinstance(facts, dict) or facts.get("dtype") not in ("uint16", "uint32"):
         return "it has no dtype, uint16 or uint32"
+    if "tokenizer" not in facts:
+        return "it does not say which tokenizer it has"
     size = facts.get("vocab_size")
     if type(size) is not int or not 1 <= size <= LARGEST_ID + 1:
         return f"it has no vocab_size from 1 to {LARGEST_ID + 1:,}"
@@ -56,6 +58,8 @@ def _problem(facts):
         found = facts.get(key)
         if not isinstance(found, dict) or any(type(found.get(split)) is not kind for split in SPLITS):
             return f"it has no {key} of train and val"
+        if kind is int and any(not 0 <= found[split] < 1 << 60 for split in SPLITS):
+            return f"its {key} of train and val cannot be"
     tokenizer = facts.get("tokenizer")
     if tokenizer is None:
         return None
@@ -92,17 +96,29 @@ def sha256_of(path):
 
 def bytes_per_token(facts, split):
     """How many bytes of text a token of the split stands for, on average, by a dataset's read_facts(); NaN without."""
-    return facts["bytes"][split] / facts["tokens"][split] if facts else math.nan
+    return facts["bytes"][split] / max(1, facts["tokens"][split]) if facts else math.nan
 
 
 def bin_path(folder, split, facts):
     """The path of the split's bin in the dataset's `folder`, whose read_facts() are `facts`.
 
     Without dataset.json it is uint16, unless there is one in uint32 alone."""
-    paths = [os.path.join(folder, bin_name(split, dtype)) for dtype in ("uint16", "uint32")]
+    narrow, wide = (os.path.join(folder, bin_name(split, dtype)) for dtype in ("uint16", "uint32"))
+    if facts and facts["dtype"] == "uint32" and os.path.exists(narrow) and os.path.exists(wide):
+        raise UserError(f"{wide} and {narrow} are both there, and {FACTS} describes the first: remove one, or {FACTS}")
     if facts:
-        return paths[facts["dtype"] == "uint32"]
-    return paths[os.path.exists(paths[1]) and not os.path.exists(paths[0])]
+        return wide if facts["dtype"] == "uint32" else narrow
+    return wide if os.path.exists(wide) and not os.path.exists(narrow) else narrow
+
+
+def check_described(path, split, facts):
+    """UserError where the split's bin at `path` is not the one that dataset.json, with content `facts`, describes."""
+    size = facts["tokens"][split] * dtype_in(path).itemsize
+    if (size, facts["fingerprints"][split]) != (os.path.getsize(path), fingerprint(path)):
+        raise UserError(
+            f"{path} is not the one that {FACTS} beside it describes: prepare the dataset again, or remove "
+            f"{FACTS} if another program has written the bins"
+        )
 
 
 # ----------------------------------------------------------------------------------------------
@@ -132,8 +148,7 @@ def write_dataset(folder, train, val, vocab_size, meta=None, tokenizer=None):
     finally:
         for name in _names(dtype):
             remove(os.path.join(folder, name + ".tmp"))
-        if not os.listdir(folder):  # it was made above, and nothing has come of it
-            os.rmdir(folder)
+        remove_if_empty(folder)  # it was made above, and nothing has come of it
 
 
 def _names(dtype):
@@ -144,7 +159,7 @@ def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
     """Gives the finished bins in `folder`, NAME.tmp, their names, and writes the files that say what they are. Removes
     an older dataset's files of other names. Returns how many tokens each split has.
 
-    dataset.json comes before the bins: a stop between the two leaves bins that it does not describe, an error."""
+    dataset.json is the first: a stop after it leaves files that it does not describe, which is an error."""
     dtype = dtype_of(vocab_size)
     bins = {split: os.path.join(folder, bin_name(split, dtype)) for split in SPLITS}
     tokens = {split: os.path.getsize(f"{path}.tmp") // dtype.itemsize for split, path in bins.items()}
@@ -161,7 +176,7 @@ def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
         with writing(path), open(path, "wb") as f:
             f.write(data)
             flush(f)
-    for name in [*written, *(os.path.basename(path) for path in bins.values())]:
+    for name in [FACTS, *({file} & written.keys()), *(os.path.basename(path) for path in bins.values())]:
         os.replace(os.path.join(folder, name + ".tmp"), os.path.join(folder, name))
     for name in {*_names(np.uint16), *_names(np.uint32)} - {*written, *(os.path.basename(p) for p in bins.values())}:
         remove(os.path.join(folder, name))
@@ -178,3 +193,8 @@ def flush(f):
 def remove(path):
     if os.path.exists(path):
         os.remove(path)
+
+
+def remove_if_empty(folder):
+    if not os.listdir(folder):
+        os.rmdir(folder)

@@ -20,6 +20,7 @@ from nanogpt.text_file import decoded
 DATA = os.path.join(ROOT, "data")
 READ = 1 << 17  # bytes read at a time
 TRAIN_BYTES = 100_000_000  # of text that a tokenizer is trained on, at most
+CHANGED = "the tokens do not give this very text back: the tokenizer's normalizer or decoder changes it"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
@@ -194,7 +195,7 @@ def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
         if not text:
             return end_of_text(codec), 0, {}
         ids = codec.encode_ordinary(text)
-        if not codec.bytes_by_id and not changed and codec.decode(ids) != text:
+        if not changed and not comes_back(text, ids, codec):
             changed.append(text)
         return ids, len(text.encode()), codec.missing(text, ids)
 
@@ -208,7 +209,7 @@ def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
     parts = arrays("train", 0, n_train), arrays("val", n_train, sum(lengths))
     _print_counts(write_dataset(folder, *parts, codec.vocab_size, tokenizer=codec.tokenizer))
     if changed:
-        print("the tokens do not give this very text back: the tokenizer's normalizer or decoder changes it")
+        print(CHANGED)
 
 
 def _training_texts(paths, n_train, n_bytes):
@@ -249,11 +250,16 @@ def end_of_text(codec):
     return np.array([] if codec.eot is None else [codec.eot], dtype=np.uint32)
 
 
-def check_missing(missing):
-    """UserError on the characters in the Counter `missing`, which a tokenizer's vocabulary lacks."""
+def comes_back(text, ids, codec):
+    """Whether the `ids` give this very text back."""
+    return codec.bytes_by_id or codec.decode(ids) == text
+
+
+def check_missing(missing, what="the text"):
+    """UserError on the characters in the Counter `missing`, which a tokenizer's vocabulary lacks: those of `what`."""
     if missing:
         most = ", ".join(f"{shown(character)} {count:,} times" for character, count in missing.most_common(5))
-        raise UserError(f"the tokenizer has no tokens for {len(missing):,} characters of the text: {most}")
+        raise UserError(f"the tokenizer has no tokens for {len(missing):,} characters of {what}: {most}")
 
 
 def in_threads(function, items):

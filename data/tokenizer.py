@@ -7,6 +7,8 @@ by tokenizers. That library computes the other kinds, and trains; it is imported
 import json
 import os
 
+import numpy as np
+
 from data.tokens import END, BPECodec, CharCodec, TokenizerCodec, tiktoken_encoding
 from nanogpt.errors import UserError, require
 
@@ -132,7 +134,7 @@ def codec_of_tokenizer(text, where):
     content = parse(text, where)
     model, added = content["model"], _added_tokens(content, where)
     vocab = model.get("vocab")
-    if len(vocab or ()) == GPT2_SIZE and isinstance(vocab, dict) and GPT2_SIGNS.items() <= vocab.items():
+    if _is_gpt2s(content, added):
         return BPECodec()
     if _is_characters(content):
         stoi = {c: i for c, i in vocab.items() if type(i) is int} if isinstance(vocab, dict) else {}
@@ -147,7 +149,8 @@ def codec_of_tokenizer(text, where):
         special = {token["content"]: token["id"] for token in added}
         encoding = tiktoken.Encoding("own", pat_str=SPLITS[split][1], mergeable_ranks=ranks, special_tokens=special)
         return BPECodec(encoding, text, end if end in special else END, split)
-    codec = TokenizerCodec(text, where, end, _unknown_id(model))
+    by_bytes = _splits_bytes(content) and not content.get("normalizer")
+    codec = TokenizerCodec(text, where, end, _unknown_id(model), _bytes if by_bytes else None)
     if codec.vocab_size - 1 > LARGEST_ID:
         raise UserError(f"{where} has an id above {LARGEST_ID:,}")
     return codec
@@ -161,6 +164,25 @@ def _added_tokens(content, where):
     ):
         raise UserError(f"{where} is not a tokenizer.json: its added_tokens are none")
     return added
+
+
+def _is_gpt2s(content, added):
+    """Whether it is GPT-2's own, by a few of its tokens: 50,000 merges take a second to compare."""
+    model = content["model"]
+    vocab, merges = model.get("vocab"), model.get("merges")
+    return (
+        isinstance(vocab, dict) and len(vocab) == GPT2_SIZE and GPT2_SIGNS.items() <= vocab.items()
+        and isinstance(merges, list) and len(merges) == GPT2_SIZE - LEAST_VOCAB_SIZE
+        and _is_plain(content) and _split(content) == "GPT-2"
+        and [token["content"] for token in added] == [END] and added[0].get("special") is True
+    )  # fmt: skip
+
+
+def _is_plain(content):
+    """Whether it is a BPE of the bytes of the text itself, computed as usual."""
+    model = content["model"]
+    others = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    return model.get("type") == "BPE" and not content.get("normalizer") and not any(model.get(name) for name in others)
 
 
 def _is_characters(content):
@@ -189,10 +211,7 @@ def _byte_pairs(content, added):
     the parts that its merge names."""
     model = content["model"]
     split, vocab, merges = _split(content), model.get("vocab"), model.get("merges")
-    others = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
-    if model.get("type") != "BPE" or content.get("normalizer") or any(model.get(name) for name in others):
-        return None
-    if not split or not isinstance(vocab, dict) or not isinstance(merges, list):
+    if not _is_plain(content) or not split or not isinstance(vocab, dict) or not isinstance(merges, list):
         return None
     special = {token["content"]: token["id"] for token in added}
     if not all(token.get("special") for token in added) or not all(type(i) is int for i in vocab.values()):
@@ -220,15 +239,26 @@ def _bytes(spelt):
     return bytes(BYTE_OF[character] for character in spelt)
 
 
-def _split(content):
-    """The name in SPLITS of how this tokenizer.json splits a text into words of bytes; None where it is another way."""
+def _steps(content):
+    """The steps of how this tokenizer.json splits a text: a list of dicts, or None where it is no such list."""
     steps = content.get("pre_tokenizer")
     steps = [steps] if not isinstance(steps, dict) or steps.get("type") != "Sequence" else steps.get("pretokenizers")
-    if not isinstance(steps, list) or not steps or not all(isinstance(step, dict) for step in steps):
+    return steps if isinstance(steps, list) and steps and all(isinstance(step, dict) for step in steps) else None
+
+
+def _splits_bytes(content):
+    """Whether its words are the bytes of the text, with nothing put before them."""
+    last = (_steps(content) or [{}])[-1]
+    decoder = content.get("decoder")
+    by_bytes = isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
+    return by_bytes and last.get("type") == "ByteLevel" and not last.get("add_prefix_space", True)
+
+
+def _split(content):
+    """The name in SPLITS of how this tokenizer.json splits a text into words of bytes; None where it is another way."""
+    if not _splits_bytes(content):
         return None
-    *before, last = steps
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space", True):
-        return None
+    *before, last = _steps(content)
     by_itself = last.get("use_regex", True)
     if not before and by_itself:
         return "GPT-2"
@@ -255,11 +285,16 @@ def last_parts(token, ranks):
 
 def same_tokenizer(one, other):
     """Whether two texts of a tokenizer.json give the same ids: they may differ in how they are written."""
-    parsed = [parse(text, "tokenizer.json") for text in (one, other)]
+    parsed, scores = [parse(text, "tokenizer.json") for text in (one, other)], []
     for content in parsed:
-        content.pop("truncation", None)
-        content.pop("padding", None)
-    return parsed[0] == parsed[1]
+        for key in ("truncation", "padding", "post_processor"):  # no tokens that it adds are asked for here
+            content.pop(key, None)
+        vocab = content["model"].get("vocab")
+        if content["model"].get("type") == "Unigram" and isinstance(vocab, list):
+            # transformers rounds a score's last digit in saving it
+            scores.append([score for _, score in vocab])
+            content["model"]["vocab"] = [piece for piece, _ in vocab]
+    return parsed[0] == parsed[1] and (len(scores) < 2 or np.allclose(*scores, rtol=1e-9))
 
 
 # ----------------------------------------------------------------------------------------------

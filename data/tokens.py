@@ -175,20 +175,22 @@ class TokenizerCodec:
     the original an id stands for depends on the text, and piece() only tells tokens apart.
 
     `text` is the file's, `end` the name of the token that ends a document (None: none), `unknown` the id of what the
-    vocabulary lacks (None: none). Other special tokens are in no text, so they are not known. UserError, which names
-    `where` the text is from, if tokenizers cannot read it.
+    vocabulary lacks (None: none), `bytes_of` gives the bytes that a token's name spells, where they are the text's own.
+    Other special tokens are in no text, so they are not known. UserError, which names `where` the text is from, if
+    tokenizers cannot read it.
     """
 
-    bytes_by_id = False
     cuts_at_lines = True
 
-    def __init__(self, text, where, end, unknown):
+    def __init__(self, text, where, end, unknown, bytes_of=None):
         require(where, "tokenizers")
         from tokenizers import Tokenizer
 
         try:
             self._tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # its own class of exception is no other than Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # its own class of exception is no other than Exception, and a panic is none
             raise UserError(f"{where} is not a tokenizer.json that can be read: {str(error)[:200]}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -201,6 +203,12 @@ class TokenizerCodec:
         special = {id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         self._ids = {id: token for token, id in vocab.items() if id == self.eot or id not in special | {unknown}}
         self.vocab_size = max(vocab.values()) + 1
+        self.bytes_by_id, self._bytes_of = bool(bytes_of), bytes_of
+        self._added = set(self._tokenizer.get_added_tokens_decoder())
+        names = [end, None if unknown is None else self._tokenizer.id_to_token(unknown)]
+        inside = (f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names if name and name[1:])
+        self._inside_names = re.compile("|".join(inside) or r"(?!)")  # places in a text, and (?!) is in none
+        self._lost = {}  # {character: whether encoding loses it, None where it raises}, of those that were asked for
 
     def encode(self, text):
         """List of ids; the token that ends a document may stand in the text by its name. UserError where the vocabulary
@@ -216,12 +224,44 @@ class TokenizerCodec:
         return ids
 
     def encode_ordinary(self, text):
-        """Ids as a dataset holds them, (n,)."""
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=dtype_of(self.vocab_size))
+        """Ids as a dataset holds them, (n,): none where the vocabulary lacks a character and no id stands for that."""
+        ids = self._encode(text) or []
+        if {self.eot, self._unknown} & set(ids) and self._inside_names.search(text):
+            # a model that has such a name among its pieces takes it for that token: it cannot where the text is cut
+            ids = [id for part in self._inside_names.split(text) for id in self._encode(part) or []]
+        return np.array(ids, dtype=dtype_of(self.vocab_size))
+
+    def _encode(self, text):
+        """Its ids; None where the vocabulary lacks a character and no id stands for that, which tokenizers raises."""
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception:  # its own class of exception
+            return None
+
+    def _loses(self, character):
+        """Whether a tokenizer without an id for what its vocabulary lacks loses a character, or parts of it, without a
+        word; None where it raises for that character alone."""
+        if character not in self._lost:
+            ids = self._encode(character)
+            text = self.decode(ids or [])
+            in_parts = "\ufffd" in text and character != "\ufffd"
+            dropped = not text.strip() and character != "\u2581" and self._has_words(character.strip())
+            self._lost[character] = None if ids is None else in_parts or dropped
+        return self._lost[character]
+
+    def _has_words(self, text):
+        """Whether there is something to encode in the text: the normalizer and the split may leave nothing."""
+        normalizer, split = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
+        text = normalizer.normalize_str(text) if normalizer else text
+        return any(word for word, _ in split.pre_tokenize_str(text)) if split else bool(text)
 
     def missing(self, text, ids):
         """Counter of the characters of `text` that the vocabulary lacks; `ids` are those of the text."""
-        if self._unknown is None or self._unknown not in ids:
+        if self._unknown is None:
+            failed = not len(ids) and self._encode(text) is None
+            lost = {c for c in set(text) if self._loses(c) or (failed and self._loses(c) is None)}
+            return Counter(c for c in text if c in lost) or (Counter(text) if failed else Counter())
+        if self._unknown not in ids:
             return Counter()
         found = self._tokenizer.encode(text, add_special_tokens=False)
         spans = zip(found.ids, found.offsets, strict=True)
@@ -234,7 +274,8 @@ class TokenizerCodec:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def piece(self, id):
-        return self._ids[id].encode("utf-8")
+        name = self._ids[id]
+        return self._bytes_of(name) if self._bytes_of and id not in self._added else name.encode("utf-8")
 
     def known(self, id):
         return id in self._ids

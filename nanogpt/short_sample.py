@@ -13,7 +13,7 @@ class ShortSamples:
         self.interval, self.seed, self.device = interval, seed, device
         if not interval:
             return
-        self.codec = codec = data.codec()
+        self.codec = codec = data.codec
         known = [codec.known(id) for id in range(vocab_size)]
         self.allowed = torch.tensor(known, device=device)
         self.first = next((id for id in range(vocab_size) if known[id] and codec.piece(id) == b"\n"), known.index(True))

@@ -1,6 +1,7 @@
 """Bits per byte: by hand from the logits of a model on a known text, in the log, in the last lines, in a picture."""
 
 import csv
+import json
 import math
 import pickle
 import shutil
@@ -11,9 +12,11 @@ import reference
 import tiktoken
 import torch
 from conftest import TINY, error_line, flags
-from data.dataset import Dataset
-from data.tokens import BPECodec, bytes_of_ids
+from tokenizers import Tokenizer
 
+from data.dataset import Dataset
+from data.tokenizer import train_tokenizer
+from data.tokens import BPECodec, bytes_of_ids
 from nanogpt.bits_per_byte import TextBytes, bits_per_byte
 
 CHARACTERS = "aé中😀" + "bcdfghijklmnopqrstuvwxyzäöüßñ"  # 1, 2, 3 and 4 bytes of UTF-8, and others
@@ -46,14 +49,13 @@ def trained(run, languages, tmp_path_factory):
     return languages, out_dir, run("train.py", *flags(settings), project=languages)
 
 
-def test_it_is_the_nats_over_the_bytes_of_the_text(trained):
+def by_hand(folder, bytes_of_id):
     """Iteration 0's: the model as it was made, and the batches as they were drawn, by the plain model of reference.py."""
-    project, out_dir, _ = trained
     torch.manual_seed(1337)
     sizes = {name: TINY[name] for name in ("n_layer", "n_embd", "block_size")}
-    weights = reference.fresh_weights(vocab_size=len(CHARACTERS), **sizes)
+    weights = reference.fresh_weights(vocab_size=len(bytes_of_id), **sizes)
     generator = torch.Generator().set_state(torch.get_rng_state())
-    tokens = {s: np.fromfile(project / "data" / "languages" / f"{s}.bin", dtype=np.uint16) for s in ("train", "val")}
+    tokens = {s: np.fromfile(folder / f"{s}.bin", dtype=np.uint16) for s in ("train", "val")}
     nats = n_bytes = 0
     B, T = TINY["batch_size"], TINY["block_size"]
     for split in ["train"] * 4 + ["val"] * 3:  # the first training batch, and three of each split
@@ -64,9 +66,34 @@ def test_it_is_the_nats_over_the_bytes_of_the_text(trained):
             log_probs = logits.log_softmax(-1)
             for row, text_ids in zip(log_probs, windows[:, 1:], strict=True):
                 nats -= sum(row[t, i].item() for t, i in enumerate(text_ids))
-                n_bytes += len("".join(CHARACTERS[i] for i in text_ids).encode("utf-8"))
-    expected = nats / n_bytes / math.log(2)
+                n_bytes += sum(bytes_of_id[i] for i in text_ids)
+    return nats / n_bytes / math.log(2)
+
+
+def test_it_is_the_nats_over_the_bytes_of_the_text(trained):
+    project, out_dir, _ = trained
+    expected = by_hand(project / "data" / "languages", [len(c.encode("utf-8")) for c in CHARACTERS])
     assert float(evals(out_dir)[0]["val_bpb"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("split", ["GPT-2's", "another"])  # by tiktoken, and by tokenizers
+def test_a_byte_level_tokens_bytes_are_those_that_its_name_spells(run, own_project, tmp_path, split):
+    text = "".join(f"Die {n} Füße und das 中文 {n * n}, sagte er.\n" for n in range(900))
+    content = json.loads(train_tokenizer([text], 400))
+    if split == "another":
+        words = {"type": "Split", "pattern": {"Regex": "[^ ]+| +"}, "behavior": "Isolated", "invert": False}
+        content["pre_tokenizer"]["use_regex"] = False
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [words, content["pre_tokenizer"]]}
+    (tmp_path / "t.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    run("data/text_bpe/prepare.py", tmp_path / "text", "--name=mine", f"--tokenizer={tmp_path / 't.json'}",
+        project=own_project)  # fmt: skip
+    settings = flags(TINY, dataset="mine", eval_iters=3, out_dir=tmp_path / "out")
+    run("train.py", *settings, project=own_project)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "t.json"))
+    bytes_of_id = [len(tokenizer.id_to_token(i)) for i in range(399)] + [0]  # a character spells a byte
+    expected = by_hand(own_project / "data" / "mine", bytes_of_id)
+    assert float(evals(tmp_path / "out")[0]["val_bpb"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_last_lines_and_the_checkpoint_have_the_best_ones(run, trained):

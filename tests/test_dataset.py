@@ -200,7 +200,7 @@ def test_a_tokenizer_json_that_another_program_wrote_counts(prepared, own, width
     data, _ = checked(vocab_size=260)
     assert data.vocab_size == new_vocab_size(str(prepared)) == 260 and data.kept() == {"tokenizer": own}
     assert data.found == f"found vocab_size = 260 (inside {os.path.join('data', 'mine', 'tokenizer.json')})"
-    assert data.codec().encode("the") == codec_of_tokenizer(own, "x").encode("the")
+    assert data.codec.encode("the") == codec_of_tokenizer(own, "x").encode("the")
     (prepared / "tokenizer.json").write_text(own[:100], encoding="utf-8")
     with pytest.raises(UserError, match="tokenizer.json is not a tokenizer.json"):
         checked(vocab_size=260)

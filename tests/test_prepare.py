@@ -485,7 +485,7 @@ def test_openwebtexts_documents_stay_as_they_are_but_for_a_leading_bom(gpt2):
     from data.documents import encode
     from data.tokens import BPECodec
 
-    ids, n_bytes = encode(["\ufeffa\r\nb\r", "c\ufeffd", ""], BPECodec(), "x")
+    ids, n_bytes, changed = encode(["\ufeffa\r\nb\r", "c\ufeffd", ""], BPECodec(), "x")
     expected = [*gpt2.encode_ordinary("a\r\nb\r"), 50256, *gpt2.encode_ordinary("c\ufeffd"), 50256, 50256]
     assert ids.tolist() == expected and ids.dtype == np.uint16 and n_bytes == len("a\r\nb\rc\ufeffd".encode())
 

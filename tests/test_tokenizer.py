@@ -17,9 +17,12 @@ from prepare_scripts import (
     write_text,
 )  # fmt: skip
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from data import text as data_text
-from data.tokenizer import SPLITS, codec_of_tokenizer, find_tokenizer, tokenizer_of, tokenizer_of_encoding, train_tokenizer
+from data.tokenizer import (
+    SPLITS, codec_of_tokenizer, find_tokenizer, same_tokenizer, tokenizer_of, tokenizer_of_encoding, train_tokenizer,
+)  # fmt: skip
 from data.tokens import BPECodec, CharCodec, TokenizerCodec, line_pieces
 from nanogpt.errors import UserError
 
@@ -213,11 +216,25 @@ def test_gpt2s_own_tokenizer_json_is_gpt2s_codec():
     assert isinstance(codec, BPECodec) and codec.tokenizer is None and codec.vocab_size == 50257
 
 
+@needs_bpe
+@pytest.mark.parametrize("change", [
+    lambda c: c.update(normalizer={"type": "Lowercase"}), lambda c: c["pre_tokenizer"].update(add_prefix_space=True),
+    lambda c: c["added_tokens"].append(c["added_tokens"][0] | {"id": 50257, "content": "<|user|>"}),
+    lambda c: c["model"]["merges"].pop(),
+])  # fmt: skip
+def test_what_is_made_of_gpt2s_tokens_is_not_gpt2s(change):
+    text = edited(tokenizer_of(BPECodec()), change)
+    codec, tokenizer = codec_of_tokenizer(text, "x"), hugging_face(text)
+    assert codec.tokenizer == text
+    for each in ("Hello WORLD<|user|>", *UGLY[:20]):
+        assert codec.encode_ordinary(each).tolist() == ids_by(tokenizer, each)
+
+
 def test_a_tokenizer_of_50257_tokens_is_not_taken_for_gpt2s():
     text = train_tokenizer([TEXT], 300)
-    vocab = {f"w{i}": i for i in range(300, 50257)}
+    vocab = {f"w{i}": i for i in range(300, 50258)}
     other = edited(text, lambda c: c["model"]["vocab"].update(vocab))
-    assert len(json.loads(other)["model"]["vocab"]) == 50257 or True
+    assert len(json.loads(other)["model"]["vocab"]) == 50257
     assert codec_of_tokenizer(other, "x").tokenizer == other
 
 
@@ -287,6 +304,57 @@ def test_unknown_characters_are_named_and_counted(kind):
         codec.encode("aж")
 
 
+def without_unknown(kind):
+    """A tokenizer of that kind that has no id for what its vocabulary lacks: it drops that, or raises."""
+    model = {"BPE": models.BPE, "bytes": models.BPE, "Unigram": models.Unigram, "WordPiece": models.WordPiece,
+             "WordLevel": models.WordLevel}[kind]()  # fmt: skip
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    if kind == "bytes":
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    if kind in ("WordPiece", "WordLevel"):
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece()
+    tokenizer.train_from_iterator(["the cat and the hat, an ant\n"] * 9, tokenizer.model.get_trainer())
+    return tokenizer.to_str()
+
+
+@pytest.mark.parametrize("kind", ["BPE", "bytes", "Unigram", "WordPiece", "WordLevel"])
+def test_characters_that_would_be_dropped_are_named_and_counted(kind):
+    codec = codec_of_tokenizer(without_unknown(kind), "x")
+    known = "the cat and the hat,"
+    assert not codec.missing(known, codec.encode_ordinary(known))
+    text = "the 中 cat ü 中 and"
+    missing = codec.missing(text, codec.encode_ordinary(text))
+    assert missing["中"] == 2 and missing["ü"] == 1
+    if kind != "WordLevel":  # whose words are no characters
+        assert set(missing) == {"中", "ü"}
+
+
+@pytest.mark.parametrize("name", ["</s>", "<unk>"])
+def test_the_name_of_a_special_token_in_a_corpus_is_plain_text_for_a_model_that_has_it_as_a_piece(name):
+    text = trained("Unigram")
+    codec, tokenizer = codec_of_tokenizer(text, "x"), hugging_face(text)
+    special = tokenizer.token_to_id(name)
+    ordinary = f"the {name} cat{name}"
+    assert special in ids_by(tokenizer, ordinary)  # what tokenizers by itself makes of it
+    ids = codec.encode_ordinary(ordinary)
+    assert special not in ids and not codec.missing(ordinary, ids)
+    assert codec.decode(ids).replace(" ", "") == ordinary.replace(" ", "")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "own"])
+def test_a_tokenizer_that_transformers_has_saved_is_the_same(kind, own, tmp_path):
+    text = own if kind == "own" else trained(kind)
+    (tmp_path / "a").mkdir()
+    write_text(tmp_path / "a" / "tokenizer.json", text)
+    PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "a" / "tokenizer.json")).save_pretrained(tmp_path / "b")
+    saved = (tmp_path / "b" / "tokenizer.json").read_text(encoding="utf-8")
+    assert same_tokenizer(text, saved) and same_tokenizer(saved, text)
+    assert not same_tokenizer(saved, train_tokenizer([TEXT], 500))
+    other = edited(text, lambda c: c.update(normalizer={"type": "Lowercase"}))
+    assert not same_tokenizer(other, saved)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stream_says_what_decoding_all_at_once_says(kind, own):
     for codec in (codec_of_tokenizer(trained(kind), "x"), codec_of_tokenizer(own, "x")):
@@ -315,6 +383,9 @@ DAMAGED = {
     "nothing": "", "no JSON": "{", "a list": "[]", "no model": "{}", "a model that is none": '{"model": 3}', "deep": "[" * 99_999,
     "an unknown kind": '{"model": {"type": "Quantum", "vocab": {"a": 0}}}', "digits": '{"model": {"type": ' + "1" * 5000 + "}}",
     "added tokens that are none": '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [3]}',
+    "a vocabulary that is a number": '{"model": {"type": "BPE", "vocab": 3, "merges": []}}',
+    "a prefix longer than the tokens": '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0, "b": 1,'
+    ' "ab": 2}, "merges": ["a b"], "continuing_subword_prefix": "#####"}}',
     "an empty vocabulary": '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}',
     "a merge of none": '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}',
     "an id too large": '{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 99999999}}}',

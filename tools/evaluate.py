@@ -19,7 +19,7 @@ import torch
 
 from configurator import at_least, configure, one_of
 from data.bins import check_ids, check_size, open_bin
-from data.folder import bin_path, bytes_per_token, read_facts, tokens_in
+from data.folder import bin_path, bytes_per_token, check_described, read_facts, tokens_in
 from data.text import check_missing, text_chunks
 from data.tokens import CharCodec, bytes_of_ids
 from data.vocabulary import codec_of_folder, codec_of_run, has_codec, kept, kept_of_codec, same_tokens
@@ -77,14 +77,15 @@ if stride > block_size:
 
 
 def ids_of_file(path):
-    """Yields the ids of the text in `path`, part by part."""
-    if isinstance(codec, CharCodec):
-        for text in text_chunks([path]):
-            yield np.array(codec.encode(text), dtype=np.int64)
-        return
-    for text in codec.pieces(text_chunks([path])):
-        ids = codec.encode_ordinary(text)
-        check_missing(codec.missing(text, ids))
+    """Yields the ids of the text in `path`, part by part, and counts them and their bytes in `of_file`."""
+    of_characters = isinstance(codec, CharCodec)
+    texts = text_chunks([path])
+    for text in texts if of_characters else codec.pieces(texts):
+        ids = np.array(codec.encode(text), dtype=np.int64) if of_characters else codec.encode_ordinary(text)
+        if not of_characters:
+            check_missing(codec.missing(text, ids))
+        of_file["tokens"] += len(ids)
+        of_file["bytes"] += len(text.encode())
         yield ids
 
 
@@ -97,6 +98,7 @@ def ids_of_split(path):
         yield ids
 
 
+of_file = {"tokens": 0, "bytes": 0}
 if file:
     if codec is None:
         raise why_unknown
@@ -107,6 +109,8 @@ else:
     facts = read_facts(data_dir)
     path = bin_path(data_dir, split, facts)
     check_size(path, 1, dataset)
+    if facts:
+        check_described(path, split, facts)
     meta, tokenizer = tokens_in(data_dir, facts)
     theirs = kept(meta, tokenizer)
     mine = kept_of_codec(codec) if codec else tokens_of_run
@@ -118,8 +122,7 @@ else:
         codec, why_unknown = None, why_unknown or f"{os.path.join(data_dir, 'meta.pkl')} has no characters"
     name, n_tokens, chunks = split, len(open_bin(path)), ids_of_split(path)
 bytes_of = codec and bytes_of_ids(codec, vocab_size)
-by_split = bool(codec and bytes_of is None and not file and facts)  # an id does not tell its bytes: dataset.json does
-if bytes_of is None and not by_split:
+if bytes_of is None and not file and not facts:  # an id does not tell its bytes, and the whole's are not known either
     unclear = "this tokenizer's normalizer may change a text, so an id does not tell its bytes"
     processes.say(f"no bits per byte: {unclear if codec else why_unknown}")
 
@@ -145,7 +148,8 @@ with devices.autocast(device, dtype):
         bytes_of, device, processes, show,
     )  # fmt: skip
 if totals:
-    totals.bytes = totals.tokens * bytes_per_token(facts, split) if by_split else totals.bytes
+    if bytes_of is None and (file or facts):
+        totals.bytes = totals.tokens * (of_file["bytes"] / of_file["tokens"] if file else bytes_per_token(facts, split))
     processes.say(totals.line(name))
 model = None
 processes.leave()
