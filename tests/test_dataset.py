@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -245,7 +246,8 @@ def test_bins_that_dataset_json_does_not_describe_are_one_line(prepared, name, c
     lambda f: f.update(vocab_size=True), lambda f: f.update(vocab_size=1 << 30), lambda f: f.update(tokens=[1, 2]),
     lambda f: f["tokens"].pop("val"), lambda f: f["bytes"].update(train="9"), lambda f: f.pop("fingerprints"),
     lambda f: f["tokenizer"].update(file="../meta.pkl"), lambda f: f["tokenizer"].pop("sha256"),
-    lambda f: f.update(tokenizer="gpt2"),
+    lambda f: f.update(tokenizer="gpt2"), lambda f: f.pop("tokenizer"), lambda f: f["bytes"].update(val=-1),
+    lambda f: f["bytes"].update(val=10**400), lambda f: f["tokens"].update(train=-1),
 ])  # fmt: skip
 def test_a_dataset_json_that_is_not_one_is_one_line(prepared, change):
     facts = facts_of(prepared)
@@ -253,6 +255,76 @@ def test_a_dataset_json_that_is_not_one_is_one_line(prepared, change):
     (prepared / "dataset.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match="dataset.json is not a dataset's"):
         checked()
+
+
+@pytest.mark.parametrize("size", [299, 301])
+def test_a_dataset_json_that_counts_other_ids_than_its_tokenizer_has_is_one_line(prepared, own, size):
+    write_dataset(str(prepared), pairs([1, 2] * 9), pairs([0, 1] * 9), 260, tokenizer=own)
+    checked(vocab_size=260)
+    facts = facts_of(prepared)
+    (prepared / "dataset.json").write_text(json.dumps(facts | {"vocab_size": size}))
+    with pytest.raises(UserError, match="not those that its dataset.json counts"):
+        checked(vocab_size=size)
+
+
+def test_nanogpts_bins_beside_ours_in_uint32_are_one_line(prepared):
+    write_dataset(str(prepared), pairs([1, 2] * 9), pairs([0, 1] * 9), 70_000, meta=None)
+    Dataset("mine", 4)
+    np.arange(9, dtype="<u2").tofile(prepared / "train.bin")
+    with pytest.raises(UserError, match="are both there"):
+        Dataset("mine", 4)
+
+
+@pytest.mark.parametrize("before", ["nothing", "characters by hand", "characters", "own", "GPT-2's"])
+@pytest.mark.parametrize("after", ["characters", "own", "GPT-2's"])
+def test_preparing_that_is_stopped_leaves_the_old_dataset_the_new_one_or_an_error(tmp_path, monkeypatch, own, before, after):
+    """Stopped before each of the renames and removals that bring in a dataset and take away the one before."""
+    for module in (data_dataset, vocabulary):
+        monkeypatch.setattr(module, "ROOT", str(tmp_path))
+    folder, tokens = tmp_path / "data" / "mine", {"characters": {"meta": BAC}, "own": {"tokenizer": own}, "GPT-2's": {}}
+
+    def write(kind, ids, **characters):
+        size = {"characters": 3, "own": 260, "GPT-2's": 50257}[kind]
+        write_dataset(str(folder), pairs(ids), pairs(ids), size, **(tokens[kind] | characters))
+
+    def state():
+        try:
+            data = Dataset("mine", 4)
+            data.check(4, 50304, None)
+            return data.kept(), np.fromfile(data.bins["train"], "<u2").tolist(), np.fromfile(data.bins["val"], "<u2").tolist()
+        except UserError:
+            return None
+
+    done, states = False, []
+    for stop in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if before != "nothing":
+            write(before.removesuffix(" by hand"), [0, 1, 2] * 4, **({"meta": ABC} if "characters" in before else {}))
+        if before.endswith("hand"):
+            (folder / "dataset.json").unlink()
+        old, left = state(), iter(range(stop))
+        with monkeypatch.context() as patch:
+            for name in ("replace", "remove"):
+                plain = getattr(os, name)
+
+                def counted(*paths, plain=plain, left=left):
+                    published = len(paths) == 2 or not str(paths[0]).endswith(".tmp")
+                    if published and next(left, None) is None:
+                        raise KeyboardInterrupt
+                    return plain(*paths)
+
+                patch.setattr(os, name, counted)
+            try:
+                write(after, [2, 1, 0] * 5)
+                done = True
+            except KeyboardInterrupt:
+                pass
+        states.append(state())
+        assert states[-1] in (None, old) or states[-1][1:] == ([2, 1, 0] * 5,) * 2
+        if done:
+            break
+    assert done and len(states) > 2 and states[-1][1:] == ([2, 1, 0] * 5,) * 2
+    assert all(each is None or each == old or each[0] == states[-1][0] for each in states)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[", b"[" * 100_000, b"9" * 5000])

@@ -281,6 +281,7 @@ def test_a_bin_of_a_billion_tokens_starts_at_once_and_holds_little(own_project, 
     (["--dataset=letters"], "the tokens of letters are not those of the model"),
     (["--dataset=gpt2s"], "the tokens of gpt2s are not those of the model"),  # no vocabulary is needed to know
     (["--dataset=lost"], "tokenizer.json is missing"),
+    (["--dataset=cut"], "val.bin is not the one that dataset.json"),
     (["--init_from=nonsense"], "takes resume, a gpt2 name or a model's folder"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(run, project, trained, tmp_path, arguments, said):
@@ -293,6 +294,8 @@ def test_a_mistake_is_one_line(run, project, trained, tmp_path, arguments, said)
     write_dataset(str(project / "data" / "gpt2s"), part, part, 50257)
     write_dataset(str(project / "data" / "lost"), part, part, 300, tokenizer="{}")
     (project / "data" / "lost" / "tokenizer.json").unlink()
+    write_dataset(str(project / "data" / "cut"), part, part, 61, meta=META)
+    np.arange(30, dtype="<u2").tofile(project / "data" / "cut" / "val.bin")
     places = {"one": tmp_path / "one", "other": tmp_path / "other"}
     result = run("tools/evaluate.py", f"--out_dir={trained}", *(a.format(**places) for a in arguments), expect=2)
     assert said in error_line(result)

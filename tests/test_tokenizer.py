@@ -1,6 +1,7 @@
 """data/tokenizer.py: a tokenizer trained, read and written. What is right is what Hugging Face's tokenizers computes."""
 
 import functools
+import hashlib
 import json
 import random
 import string
@@ -581,6 +582,38 @@ def test_a_vocabulary_above_65536_trains_on_u32_bins(run, own_project, tmp_path)
     (folder / "dataset.json").unlink()
     line = error_line(run("train.py", *flags(settings, out_dir=tmp_path / "new"), project=own_project, expect=2))
     assert f"token {len(found):,} is 80064, but the vocabulary's ids end at 80063" in line
+
+
+def jsonl(path, texts):
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+@pytest.mark.slow
+def test_openwebtext_in_other_tokens_says_what_text_bpe_says(work, tmp_path):
+    pytest.importorskip("datasets")
+    path, folder = write_text(tmp_path / "t.json", trained("WordPiece")), work / "data" / "web"
+    arguments = [f"--source={tmp_path / 'source'}", "--name=web", f"--tokenizer={path}"]
+    documents = ["The cat and Ann, and a hat"] * 3000  # alike, whichever is the first in the shuffle
+    jsonl(tmp_path / "source" / "a.jsonl", documents)
+    result = prepare(work, "openwebtext", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "do not give this very text back" in result.stdout and "--dataset=web" in result.stdout
+    # as a stop leaves it; then another tokenizer by the same name
+    state = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in ("train", "val")}
+    hub = hashlib.sha256(documents[0].encode()).hexdigest()
+    old = hashlib.sha256(trained("WordPiece").encode()).hexdigest()
+    state["of"] = [str(tmp_path / "source"), 3000, hub, old]
+    write_text(folder / "progress.tmp", json.dumps(state))
+    write_text(path, trained("Unigram"))
+    assert "unfinished run" in error_after_progress(prepare(work, "openwebtext", *arguments))
+    # a character that it lacks
+    jsonl(tmp_path / "source" / "a.jsonl", ["the cat ☃ and ☃"] * 300)
+    (folder / "progress.tmp").unlink()
+    before = files_in(folder)
+    line = error_after_progress(prepare(work, "openwebtext", *arguments))
+    assert "no tokens for 1 characters of a document: '☃' (U+2603) 2 times" in line
+    assert files_in(folder) == before
 
 
 @needs_shakespeare
