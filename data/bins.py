@@ -21,6 +21,11 @@ def bin_name(split, dtype):
     return f"{split}.bin" if np.dtype(dtype).itemsize == 2 else f"{split}.u32.bin"
 
 
+def dtype_of(vocab_size):
+    """The type of a bin whose ids are below `vocab_size`: little-endian uint16 where it holds them, else uint32."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
 def dtype_in(path):
     """The dtype of the ids in the bin at `path`, by its name."""
     return np.dtype("<u4" if path.endswith(".u32.bin") else "<u2")

@@ -10,10 +10,10 @@ import os
 
 import numpy as np
 
-from data.bins import bin_name
+from data.bins import bin_name, dtype_of
 from data.folder import flush, publish, remove, remove_if_empty
+from data.pieces import pieces_for
 from data.text import CHANGED, check_missing, comes_back, end_of_text, in_threads, pick_codec, say_end
-from data.tokens import dtype_of
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, writing
 
@@ -119,7 +119,7 @@ def encode(texts, codec, source):
     for text in texts:
         if not isinstance(text, str):
             raise UserError(f"--source={source}: a document's text is {text!r}")
-        for piece in codec.pieces([text.removeprefix("\ufeff")]):  # this mark is no text; all else stays as it is
+        for piece in pieces_for(codec, [text.removeprefix("\ufeff")]):  # this mark is no text; all else stays as it is
             ids.append(codec.encode_ordinary(piece))
             check_missing(codec.missing(piece, ids[-1]), "a document")
             length += len(piece.encode())

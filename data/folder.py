@@ -17,10 +17,9 @@ import pickle
 
 import numpy as np
 
-from data.bins import SPLITS, bin_name, dtype_in, fingerprint
+from data.bins import SPLITS, bin_name, dtype_in, dtype_of, fingerprint
 from data.meta import read_meta
 from data.tokenizer import LARGEST_ID, read_tokenizer
-from data.tokens import dtype_of
 from nanogpt.errors import UserError, writing
 
 FACTS = "dataset.json"

@@ -11,8 +11,9 @@ from itertools import islice
 import numpy as np
 
 from data.folder import remove, write_dataset
+from data.pieces import bpe_pieces, pieces_for
 from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, train_tokenizer
-from data.tokens import BPECodec, CharCodec, bpe_pieces, shown
+from data.tokens import BPECodec, CharCodec, shown
 from nanogpt.device import usable_cores
 from nanogpt.errors import ROOT, UserError, command
 from nanogpt.text_file import decoded
@@ -185,7 +186,7 @@ def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
         """The characters [start, stop) of all files in pieces, and "" where a file ends and another follows."""
         for i, (path, length) in enumerate(zip(paths, lengths, strict=True)):
             if start < length and stop > 0:
-                yield from codec.pieces(text_chunks([path], start, stop))
+                yield from pieces_for(codec, text_chunks([path], start, stop))
                 if length <= stop and i + 1 < len(paths):
                     yield ""
             start, stop = start - length, stop - length

@@ -1,14 +1,14 @@
-"""Text to token ids and back: a codec for each kind of tokens, and where a text is cut before it is encoded.
+"""Text to token ids and back: a codec for each kind of tokens.
 
 Every codec has vocab_size, encode(text) -> ids, decode(ids) -> text, piece(id) -> the bytes of UTF-8 that the id adds
-(not always whole characters), known(id) -> whether it stands for anything, stream() -> text from ids as they come, and
+(not always whole characters), known(id) -> whether it stands for anything, and
     eot           the id that ends a document, or None
     tokenizer     the text of its tokenizer.json; None for characters and for GPT-2's tokens
     bytes_by_id   whether piece() tells how many bytes of the original text an id stands for
-A prepare script uses three more: pieces(texts), encode_ordinary(text) and missing(text, ids).
+A prepare script uses three more: encode_ordinary(text), missing(text, ids) and
+    cuts_at_lines whether ids depend on where a text is cut, so that it is cut at line ends (data/pieces.py)
 """
 
-import codecs
 import hashlib
 import os
 import re
@@ -17,21 +17,11 @@ from collections import Counter
 
 import numpy as np
 
+from data.bins import dtype_of
 from data.meta import check_meta
 from nanogpt.errors import UserError, require
 
 END = "<|endoftext|>"
-
-
-def dtype_of(vocab_size):
-    """The type of a bin whose ids are below `vocab_size`: little-endian uint16 where it holds them, else uint32."""
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-
-
-def codec_that_fits(codec, vocab_size, path):
-    if codec.vocab_size > vocab_size:
-        raise UserError(f"{path} has {vocab_size} token ids, fewer than the {codec.vocab_size} of its tokens")
-    return codec
 
 
 def bytes_of_ids(codec, vocab_size):
@@ -88,9 +78,6 @@ class CharCodec:
     def known(self, id):
         return id in self.itos
 
-    def stream(self):
-        return ByteStream(self)
-
     def any_prompt(self):
         """The vocabulary's first character, or None."""
         characters = [(i, c) for c, i in self.stoi.items() if len(c) == 1]
@@ -131,15 +118,8 @@ class BPECodec:
     def known(self, id):
         return id in self._ids
 
-    def stream(self):
-        return ByteStream(self)
-
     def any_prompt(self):
         return None  # it encodes every text
-
-    def pieces(self, texts):
-        """The concatenation of `texts` in pieces to encode one by one."""
-        return line_pieces(texts) if self.cuts_at_lines else bpe_pieces(texts)
 
     def missing(self, text, ids):
         return Counter()  # there is a token for each byte
@@ -280,9 +260,6 @@ class TokenizerCodec:
     def known(self, id):
         return id in self._ids
 
-    def stream(self):
-        return TextStream(self)
-
     def any_prompt(self):
         """The first token whose text has tokens again."""
         return next((text for i in sorted(self._ids) if (text := self.decode([i])) and self._encodes(text)), None)
@@ -291,94 +268,6 @@ class TokenizerCodec:
         ids = self.encode_ordinary(text)
         return len(ids) and not self.missing(text, ids)
 
-    def pieces(self, texts):
-        """The concatenation of `texts` in pieces that end with a line. Their ids may differ from the whole's."""
-        return line_pieces(texts)
-
 
 def shown(character):
     return f"{character!r} (U+{ord(character):04X})"
-
-
-# ----------------------------------------------------------------------------------------------
-# ids as they come
-
-
-class ByteStream:
-    """Text from ids as they come, of a codec whose pieces are the text's bytes. A token may end within a character,
-    which is returned once it is complete."""
-
-    def __init__(self, codec):
-        self._codec, self._decoder = codec, codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, ids):
-        return self._decoder.decode(b"".join(map(self._codec.piece, ids)))
-
-    def end(self):
-        return self._decoder.decode(b"", final=True)
-
-
-class TextStream:
-    """Text from ids as they come, of a codec whose decode() decides on blanks between tokens.
-
-    The ids since the last whole text are decoded behind those before them, which have been returned: what is new is
-    the difference."""
-
-    def __init__(self, codec):
-        self._decode, self._before, self._new = codec.decode, [], []
-
-    def add(self, ids):
-        self._new += ids
-        return "" if self._text().endswith("\ufffd") else self.end()
-
-    def end(self):
-        text, self._before, self._new = self._text(), self._new or self._before, []
-        return text
-
-    def _text(self):
-        return self._decode(self._before + self._new)[len(self._decode(self._before)) :]
-
-
-# ----------------------------------------------------------------------------------------------
-# where a text can be cut
-
-# Where a text can be cut and its parts encoded by themselves: before a blank or a line feed that a
-# visible character follows. GPT-2's pattern starts a piece there in any case, since it leaves the last
-# character of a run of white space to what follows. And what stands before the cut splits as it would
-# have, since the pattern takes white space at the end of a text whole.
-BORDER = re.compile(r".*(?=[ \n]\S)", re.DOTALL)  # greedy, so this finds the last one
-LINE_END = re.compile(r".*\n", re.DOTALL)
-PIECE = 1 << 17  # characters
-
-
-def bpe_pieces(texts):
-    """Cuts the concatenation of `texts` anew: the pieces' GPT-2 tokens, in a row, are those of the whole."""
-    return _cut(texts, BORDER)
-
-
-def line_pieces(texts):
-    """Cuts the concatenation of `texts` anew, after the last line end in about PIECE characters."""
-    return _cut(texts, LINE_END)
-
-
-def _cut(texts, place):
-    """Pieces that end where `place` ends its last match.
-
-    A piece has about PIECE characters, and never over four times as many (tiktoken breaks down on a
-    million blanks): where two PIECEs hold no such place, as no natural text does, it ends where it stands.
-    """
-    pending = ""
-    for text in texts:
-        for start in range(0, len(text), PIECE):
-            pending += text[start : start + PIECE]
-            if len(pending) < PIECE:
-                continue
-            border = place.match(pending)
-            cut = border.end() if border else 0
-            if not cut and len(pending) >= 2 * PIECE:
-                cut = len(pending)
-            if cut:
-                yield pending[:cut]
-                pending = pending[cut:]
-    if pending:
-        yield pending

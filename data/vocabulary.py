@@ -9,7 +9,7 @@ import os
 from data.folder import FACTS, TOKENS, read_facts, tokens_in
 from data.meta import check_meta
 from data.tokenizer import codec_of_tokenizer, read_tokenizer, same_tokenizer
-from data.tokens import BPECodec, CharCodec, codec_that_fits
+from data.tokens import BPECodec, CharCodec
 from nanogpt.errors import ROOT, UserError
 
 
@@ -41,13 +41,13 @@ def codec_of_run(checkpoint, path, vocab_size):
     if not has_codec(checkpoint, path):
         here = any(os.path.exists(os.path.join(folder, name)) for name in (*TOKENS, FACTS))
         codec = codec_of_dataset(folder) if here else codec_for(checkpoint.get("meta"), path)
-        return codec_that_fits(codec, vocab_size, path), []
+        return _checked_size(codec, vocab_size, path), []
     if checkpoint.get("tokenizer"):
         codec = codec_of_tokenizer(checkpoint["tokenizer"], f"the tokenizer in {path}")
     else:
         codec = codec_for(checkpoint["meta"], path)
     remark = f"{folder} has other tokens than the run was trained on: using those in {path}"
-    return codec_that_fits(codec, vocab_size, path), [remark] if _has_other_tokens(folder, checkpoint) else []
+    return _checked_size(codec, vocab_size, path), [remark] if _has_other_tokens(folder, checkpoint) else []
 
 
 def has_tokens(checkpoint):
@@ -104,4 +104,11 @@ def codec_of_folder(name_or_path, vocab_size):
     codec = codec_of_tokenizer(read_tokenizer(path), path) if has_own else BPECodec()
     if os.path.isdir(name_or_path) and not has_own and codec.vocab_size > vocab_size:
         raise UserError(f"{name_or_path} has no tokenizer.json, and its {vocab_size} ids are not GPT-2's")
-    return codec_that_fits(codec, vocab_size, name_or_path)
+    return _checked_size(codec, vocab_size, name_or_path)
+
+
+def _checked_size(codec, vocab_size, path):
+    """The codec itself; UserError where the model in `path`, of `vocab_size` ids, has too few of them."""
+    if codec.vocab_size > vocab_size:
+        raise UserError(f"{path} has {vocab_size} token ids, fewer than the {codec.vocab_size} of its tokens")
+    return codec

@@ -228,9 +228,10 @@ def encode_rows(runs):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from data.bins import open_bin
-    from data.vocabulary import codec_of_dataset
+    from data.pieces import pieces_for
     from data.tokenizer import codec_of_tokenizer, train_tokenizer
     from data.tokens import BPECodec, TokenizerCodec
+    from data.vocabulary import codec_of_dataset
 
     folder = os.path.join(ROOT, "data", "shakespeare_char")
     text = codec_of_dataset(folder).decode(open_bin(os.path.join(folder, "train.bin")).tolist())
@@ -248,7 +249,7 @@ def encode_rows(runs):
     for _ in range(runs):
         for name, codec in codecs.items():
             start = time.perf_counter()
-            for piece in codec.pieces([text]):
+            for piece in pieces_for(codec, [text]):
                 codec.encode_ordinary(piece)
             times[name].append(time.perf_counter() - start)
     lines, gpt2 = [], statistics.median(times["GPT-2's tokens"])

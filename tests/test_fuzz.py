@@ -23,6 +23,7 @@ from data.bins import check_bin, check_ids, open_bin
 from data.dataset import Dataset
 from data.folder import write_dataset
 from data.meta import read_meta
+from data.streaming import ByteStream, TextStream
 from data.tokenizer import codec_of_tokenizer, train_tokenizer
 from data.tokens import CharCodec
 from data.vocabulary import codec_of_dataset, codec_of_run
@@ -178,7 +179,7 @@ def use(codec):
         return
     assert all(0 <= i < codec.vocab_size for i in ids)
     codec.decode(ids)
-    stream = codec.stream()
+    stream = (ByteStream if codec.bytes_by_id else TextStream)(codec)
     assert "".join([stream.add(ids), stream.end()]) == codec.decode(ids)
     assert any(codec.known(i) for i in range(codec.vocab_size))
 

@@ -3,7 +3,6 @@
 import pytest
 
 from data.streaming import stream_text, until
-from data.tokens import ByteStream
 
 
 @pytest.mark.parametrize("stop", ["\n\n", "aab", "x", "the end", ""])
@@ -25,11 +24,10 @@ def test_nothing_is_read_after_stop_and_text_without_its_beginning_comes_at_once
 class Bytes:
     """A codec whose ids are bytes."""
 
+    bytes_by_id = True
+
     def piece(self, id):
         return bytes([id])
-
-    def stream(self):
-        return ByteStream(self)
 
 
 def test_a_character_comes_once_its_last_byte_is_there_and_a_half_one_is_replaced_at_the_end():

@@ -21,10 +21,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from data import text as data_text
+from data.pieces import line_pieces, pieces_for
+from data.streaming import ByteStream, TextStream
 from data.tokenizer import (
     SPLITS, codec_of_tokenizer, find_tokenizer, same_tokenizer, tokenizer_of, tokenizer_of_encoding, train_tokenizer,
 )  # fmt: skip
-from data.tokens import BPECodec, CharCodec, TokenizerCodec, line_pieces
+from data.tokens import BPECodec, CharCodec, TokenizerCodec
 from nanogpt.errors import UserError
 
 END = "<|endoftext|>"
@@ -140,7 +142,7 @@ def test_a_long_text_is_taken_evenly_and_this_is_said(tmp_path, monkeypatch, cap
     lines = [f"{i:07d} words of a line\n" for i in range(40_000)]
     path = write_text(tmp_path / "a.txt", "".join(lines))
     monkeypatch.setattr(data_text, "TRAIN_BYTES", 200_000)
-    monkeypatch.setattr("data.tokens.PIECE", 5_000)
+    monkeypatch.setattr("data.pieces.PIECE", 5_000)
     n = 36_000 * 24
     taken = list(data_text._training_texts([str(path)], n, n))
     assert 150_000 < sum(map(len, taken)) <= 200_000
@@ -361,7 +363,7 @@ def test_a_stream_says_what_decoding_all_at_once_says(kind, own):
     for codec in (codec_of_tokenizer(trained(kind), "x"), codec_of_tokenizer(own, "x")):
         for text in TEXT.split("\n")[:40]:
             found = codec.encode_ordinary(text).tolist() or [5]
-            stream = codec.stream()
+            stream = (ByteStream if codec.bytes_by_id else TextStream)(codec)
             parts = [stream.add(found[:2]), *(stream.add([i]) for i in found[2:]), stream.end()]
             assert "".join(parts) == codec.decode(found) and len([p for p in parts if p]) > len(found) / 3
 
@@ -371,7 +373,7 @@ def test_a_character_of_several_tokens_is_streamed_once_it_is_whole():
     text = edited(train_tokenizer([TEXT], 300), lambda c: c["pre_tokenizer"].update(add_prefix_space=True))
     codec = codec_of_tokenizer(text, "x")
     found = codec.encode_ordinary("中é").tolist()
-    stream = codec.stream()
+    stream = (ByteStream if codec.bytes_by_id else TextStream)(codec)
     parts = [stream.add([i]) for i in found] + [stream.end()]
     assert len(found) == 6 and [p for p in parts if p] == [" ", "中", "é"]
 
@@ -622,5 +624,5 @@ def test_tiny_shakespeare_is_encoded_as_tokenizers_encodes_it():
     text = SHAKESPEARE.read_text(encoding="utf-8")
     trained_text = train_tokenizer([text], 4096)
     codec, tokenizer = codec_of_tokenizer(trained_text, "x"), hugging_face(trained_text)
-    assert [i for p in codec.pieces([text]) for i in codec.encode_ordinary(p).tolist()] == ids_by(tokenizer, text)
+    assert [i for p in pieces_for(codec, [text]) for i in codec.encode_ordinary(p).tolist()] == ids_by(tokenizer, text)
     assert codec.decode(codec.encode_ordinary(UNICODE)) == UNICODE

@@ -7,8 +7,9 @@ import pytest
 import torch
 from prepare_scripts import SHAKESPEARE, UNICODE, needs_bpe, needs_shakespeare, tiktoken_gpt2
 
-from data import tokens as data_tokens
-from data.tokens import BPECodec, bpe_pieces
+from data import pieces as data_pieces
+from data.pieces import bpe_pieces
+from data.tokens import BPECodec
 from data.vocabulary import codec_for
 from nanogpt.errors import UserError
 
@@ -60,7 +61,7 @@ def encoded_in_pieces(texts):
 @needs_bpe
 @pytest.mark.parametrize("seed", range(40))
 def test_a_text_in_pieces_has_the_tokens_of_the_whole(monkeypatch, seed):
-    monkeypatch.setattr(data_tokens, "PIECE", 64)
+    monkeypatch.setattr(data_pieces, "PIECE", 64)
     rng = random.Random(seed)
     # words and white space of every kind, none of them so long that a piece must end inside one
     odd = ["\t", "\r\n", "\xa0", "\u3000", "\x1c", "\x85", "\u2028", "\v", "\u200b"]
@@ -96,7 +97,7 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(monkeypatch, seed):
 @needs_shakespeare
 @pytest.mark.parametrize("size", [1000, 1 << 17])
 def test_tiny_shakespeare_in_pieces_has_the_tokens_of_the_whole(monkeypatch, size):
-    monkeypatch.setattr(data_tokens, "PIECE", size)
+    monkeypatch.setattr(data_pieces, "PIECE", size)
     with open(SHAKESPEARE, encoding="utf-8") as f:
         text = f.read()
     pieces, tokens = encoded_in_pieces([text])

@@ -20,6 +20,7 @@ import torch
 from configurator import at_least, configure, one_of
 from data.bins import check_ids, check_size, open_bin
 from data.folder import bin_path, bytes_per_token, check_described, read_facts, tokens_in
+from data.pieces import pieces_for
 from data.text import check_missing, text_chunks
 from data.tokens import CharCodec, bytes_of_ids
 from data.vocabulary import codec_of_folder, codec_of_run, has_codec, kept, kept_of_codec, same_tokens
@@ -80,7 +81,7 @@ def ids_of_file(path):
     """Yields the ids of the text in `path`, part by part, and counts them and their bytes in `of_file`."""
     of_characters = isinstance(codec, CharCodec)
     texts = text_chunks([path])
-    for text in texts if of_characters else codec.pieces(texts):
+    for text in texts if of_characters else pieces_for(codec, texts):
         ids = np.array(codec.encode(text), dtype=np.int64) if of_characters else codec.encode_ordinary(text)
         if not of_characters:
             check_missing(codec.missing(text, ids))
