@@ -128,23 +128,23 @@ torch.manual_seed(seed + rank)
 forecast = Forecast(plan and rank == 0, device)
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
-say(data.found)
+say(data.found_line)
 if saved:
-    remarks += folder.forget_other_data(saved, dataset) + data.check_resumed(saved, folder.loaded_path)
-    say(f"Resuming training from {out_dir}", *remarks)
+    remarks += folder.forget_other_data(saved, dataset)
+    say(f"Resuming training from {out_dir}", *remarks, data.resumed_remark(saved, folder.loaded_path))
     model = GPT.from_checkpoint(saved, folder.loaded_path, dropout)
 elif init_from == "scratch":
-    say("Initializing a new model from scratch", data.rounded)
+    say("Initializing a new model from scratch", data.rounded_line)
     model = GPT(GPTConfig(block_size, data.vocab_size, n_layer, n_head, n_embd, dropout, bias))
 elif has_run(init_from):
     initial, path, remarks = load_model_file(init_from)
-    data.check_tokens(initial, path)
+    data.check_model(initial, path)
     say(f"Initializing from the model in {path}", *remarks)
     model = GPT.from_checkpoint(initial, path, dropout)
 else:
     say(f"Initializing from GPT-2 weights: {init_from}")
     model = GPT.from_pretrained(init_from, {"dropout": dropout})
-    say(data.check_gpt2(init_from, model.config.vocab_size))
+    say(data.gpt2_remark(init_from, model.config.vocab_size))
 model.crop_block_size(block_size)
 model.recompute, model.loss_only = recompute, True
 adopt_model_sizes(globals(), given, model.config, init_from)  # n_layer, n_head, n_embd and bias are now the model's
@@ -161,7 +161,7 @@ if (ended := progress.nothing_left(iter_num)) and not eval_only:
 
 # ---- data ----------------------------------------------------------------------------------------------------------
 vocab_size = model.config.vocab_size
-fingerprints = data.check(block_size, vocab_size, expected=saved.get("data"))
+fingerprints = data.check_bins(block_size, vocab_size, expected=saved.get("data"))
 samples = ShortSamples(sample_interval, data, vocab_size, seed, device)
 text_bytes = data.text_bytes(vocab_size, device)
 # windows alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model

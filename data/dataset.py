@@ -5,14 +5,12 @@ import os
 
 from data.bins import SPLITS, check_bin, check_size
 from data.folder import FACTS, bin_path, bytes_per_token, check_described, read_facts, tokens_in
-from data.tokenizer import codec_of_tokenizer, parse, read_tokenizer
-from data.tokens import bytes_of_ids, gpt2_is_cached
-from data.vocabulary import codec_of_tokens, has_codec, has_tokens, kept, kept_of_codec, same_tokens
+from data.tokens import GPT2_VOCAB_SIZE, bytes_of_ids, gpt2_is_cached
+from data.vocabulary import codec_of_tokens, has_codec, has_tokens, kept, kept_of_gpt2, same_tokens
 from nanogpt.bits_per_byte import TextBytes
 from nanogpt.errors import ROOT, UserError
 
-GPT2_OWN_SIZE = 50257
-GPT2_VOCAB_SIZE = 50304  # of a new model: rounded up for speed
+PADDED_GPT2_VOCAB_SIZE = 50304  # of a new model
 ROUNDED_ABOVE = 8192  # a smaller vocabulary is not worth the padding
 
 
@@ -30,7 +28,7 @@ class Dataset:
         self.own_vocab_size, self.vocab_size = _vocab_sizes(self.folder, self.facts, self.meta, self.tokenizer)
 
     @property
-    def found(self):
+    def found_line(self):
         """The line on its vocabulary size; None where its tokens are GPT-2's."""
         if not self.meta and not self.tokenizer:
             return None
@@ -38,15 +36,16 @@ class Dataset:
         return f"found vocab_size = {self.own_vocab_size} (inside {os.path.join('data', self.name, file)})"
 
     @property
-    def rounded(self):
+    def rounded_line(self):
         """The line on a new model's vocabulary size, if it is not the dataset's own; else None."""
         if not self.meta and not self.tokenizer:
-            return f"no meta.pkl beside the data: vocab_size = {GPT2_VOCAB_SIZE}, GPT-2's 50257 rounded up for speed"
+            size = f"{PADDED_GPT2_VOCAB_SIZE}, GPT-2's {GPT2_VOCAB_SIZE} rounded up for speed"
+            return f"no meta.pkl beside the data: vocab_size = {size}"
         if self.vocab_size != self.own_vocab_size:
             return f"the model's vocab_size = {self.vocab_size}: rounded up to a multiple of 64 for speed"
         return None
 
-    def check(self, block_size, vocab_size, expected):
+    def check_bins(self, block_size, vocab_size, expected):
         """{split: fingerprint} of the bins. UserError where an id is >= `vocab_size`, or the bins are not those that
         dataset.json describes, or not the `expected` ones, which a resumed run was trained on (None: any)."""
         found = {split: check_bin(path, block_size, vocab_size, self.name) for split, path in self.bins.items()}
@@ -89,28 +88,28 @@ class Dataset:
         """What turns its text into ids and back."""
         return codec_of_tokens(self.meta, self.tokenizer, self.folder)
 
-    def check_resumed(self, saved, path):
-        """A list with a line if the ids of the run in `saved`, read from `path`, stand for other tokens than its own.
+    def resumed_remark(self, saved, path):
+        """A line if the ids of the run in `saved`, read from `path`, stand for other tokens than these; else None.
 
         UserError where one of the two has a tokenizer: then nothing of what the model knows is left."""
         if not has_tokens(saved) or same_tokens(saved, self.kept()):
-            return []
+            return None
         if saved.get("tokenizer") or self.tokenizer:
             raise UserError(_other_tokens(path, self.name))
-        return [f"the ids of {self.name} stand for other tokens now: what the model knows of them is lost"]
+        return f"the ids of {self.name} stand for other tokens now: what the model knows of them is lost"
 
-    def check_tokens(self, checkpoint, path):
-        """UserError if the ids of the model in `checkpoint`, read from `path`, stand for other tokens than its own.
+    def check_model(self, checkpoint, path):
+        """UserError if the ids of the model in `checkpoint`, read from `path`, stand for other tokens than these.
 
         A checkpoint that does not keep its tokens, such as nanoGPT's, may have any."""
         if has_codec(checkpoint, path) and not same_tokens(checkpoint, self.kept()):
             raise UserError(_other_tokens(path, self.name))
 
-    def check_gpt2(self, init_from, vocab_size):
-        """A line if its tokens are not those of the GPT-2 in `init_from`, whose ids are `vocab_size`; else None.
+    def gpt2_remark(self, init_from, vocab_size):
+        """A line if its tokens are not those of the GPT-2 in `init_from`, which has `vocab_size` ids; else None.
 
         UserError if that is a folder with a tokenizer.json of its own, and the dataset has other tokens."""
-        theirs = _tokens_of_gpt2(init_from, vocab_size)
+        theirs = kept_of_gpt2(init_from, vocab_size)
         if theirs and has_codec(self.kept(), self.folder):
             same = same_tokens(theirs, self.kept())
         else:  # they may be the same if the sizes are: at most rounded up
@@ -123,21 +122,6 @@ class Dataset:
             f"{self.name} has tokens of its own, {self.own_vocab_size}, not the {vocab_size} of {init_from}: what that "
             "model knows of its tokens is lost"
         )
-
-
-def _tokens_of_gpt2(init_from, vocab_size):
-    """kept() for the tokens of a GPT-2, a hub name or a folder; None where they are not known.
-
-    UserError where its tokenizer.json is damaged."""
-    path = os.path.join(init_from, "tokenizer.json")
-    if not os.path.isfile(path):
-        return {"meta": None} if vocab_size >= GPT2_OWN_SIZE else None
-    text = read_tokenizer(path)
-    parse(text, path)
-    try:
-        return kept_of_codec(codec_of_tokenizer(text, path))
-    except UserError:  # of a kind whose library is missing: training does not need it
-        return None
 
 
 def _other_tokens(path, name):
@@ -158,6 +142,6 @@ def _vocab_sizes(folder, facts, meta, tokenizer):
     if meta:
         return meta["vocab_size"], meta["vocab_size"]
     if not tokenizer:
-        return GPT2_OWN_SIZE, GPT2_VOCAB_SIZE
+        return GPT2_VOCAB_SIZE, PADDED_GPT2_VOCAB_SIZE
     size = facts["vocab_size"] if facts else codec_of_tokens(None, tokenizer, folder).vocab_size
     return size, size if size <= ROUNDED_ABOVE else -(-size // 64) * 64

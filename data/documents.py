@@ -13,7 +13,7 @@ import numpy as np
 from data.bins import bin_name, dtype_of
 from data.folder import flush, publish, remove, remove_if_empty
 from data.pieces import pieces_for
-from data.text import CHANGED, check_missing, comes_back, end_of_text, in_threads, pick_codec, say_end
+from data.text import CHANGED, check_missing, comes_back, end_of_text, in_threads, pick_codec, print_counts, say_end
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, writing
 
@@ -59,10 +59,9 @@ def prepare_documents(folder, source, subset, tokenizer):
             remove_if_empty(folder)
         raise
     n_bytes = {split: progress[split]["bytes"] for split in splits}
-    publish(folder, codec.vocab_size, n_bytes, tokenizer=codec.tokenizer)
+    counts = publish(folder, codec.vocab_size, n_bytes, tokenizer=codec.tokenizer)
     os.remove(progress_path)
-    for split in splits:
-        print(f"{split} has {progress[split]['tokens']:,} tokens")
+    print_counts(counts)
     if any(progress[split].get("changed") for split in splits):
         print(CHANGED)
 

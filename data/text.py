@@ -10,6 +10,7 @@ from itertools import islice
 
 import numpy as np
 
+from data.bins import SPLITS
 from data.folder import remove, write_dataset
 from data.pieces import bpe_pieces, pieces_for
 from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, train_tokenizer
@@ -159,7 +160,7 @@ def prepare_chars(folder, text):
     itos = dict(enumerate(characters))
     meta = {"vocab_size": vocab_size, "itos": itos, "stoi": {c: i for i, c in itos.items()}}
     parts = [[(ids[:n_train], len(text[:n_train].encode()))], [(ids[n_train:], len(text[n_train:].encode()))]]
-    _print_counts(write_dataset(folder, *parts, vocab_size, meta=meta))
+    print_counts(write_dataset(folder, *parts, vocab_size, meta=meta))
 
 
 def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
@@ -208,7 +209,7 @@ def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
         check_missing(missing)
 
     parts = arrays("train", 0, n_train), arrays("val", n_train, sum(lengths))
-    _print_counts(write_dataset(folder, *parts, codec.vocab_size, tokenizer=codec.tokenizer))
+    print_counts(write_dataset(folder, *parts, codec.vocab_size, tokenizer=codec.tokenizer))
     if changed:
         print(CHANGED)
 
@@ -271,8 +272,9 @@ def in_threads(function, items):
             yield from pool.map(function, batch)
 
 
-def _print_counts(counts):
-    for split, count in zip(("train", "val"), counts, strict=True):
+def print_counts(counts):
+    """Prints how many tokens each split has."""
+    for split, count in zip(SPLITS, counts, strict=True):
         print(f"{split} has {count:,} tokens")
 
 

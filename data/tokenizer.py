@@ -9,13 +9,12 @@ import os
 
 import numpy as np
 
-from data.tokens import END, BPECodec, CharCodec, TokenizerCodec, tiktoken_encoding
+from data.tokens import END, GPT2_VOCAB_SIZE, BPECodec, CharCodec, TokenizerCodec, tiktoken_encoding
 from nanogpt.errors import UserError, require
 
 LEAST_VOCAB_SIZE = 257  # a token for each byte, and <|endoftext|>
 LARGEST_ID = (1 << 24) - 1
 ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]")  # names for the end of a document, the first there is counts
-GPT2_SIZE = 50257
 GPT2_SIGNS = {"Hello": 15496, "\u0120world": 995, "\u0120gazed": 50255, END: 50256}  # U+0120 spells a blank
 CHARACTER = r"[\s\S]"
 
@@ -171,8 +170,8 @@ def _is_gpt2s(content, added):
     model = content["model"]
     vocab, merges = model.get("vocab"), model.get("merges")
     return (
-        isinstance(vocab, dict) and len(vocab) == GPT2_SIZE and GPT2_SIGNS.items() <= vocab.items()
-        and isinstance(merges, list) and len(merges) == GPT2_SIZE - LEAST_VOCAB_SIZE
+        isinstance(vocab, dict) and len(vocab) == GPT2_VOCAB_SIZE and GPT2_SIGNS.items() <= vocab.items()
+        and isinstance(merges, list) and len(merges) == GPT2_VOCAB_SIZE - LEAST_VOCAB_SIZE
         and _is_plain(content) and _split(content) == "GPT-2"
         and [token["content"] for token in added] == [END] and added[0].get("special") is True
     )  # fmt: skip

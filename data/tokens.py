@@ -22,6 +22,7 @@ from data.meta import check_meta
 from nanogpt.errors import UserError, require
 
 END = "<|endoftext|>"
+GPT2_VOCAB_SIZE = 50257
 
 
 def bytes_of_ids(codec, vocab_size):

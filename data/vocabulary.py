@@ -8,8 +8,8 @@ import os
 
 from data.folder import FACTS, TOKENS, read_facts, tokens_in
 from data.meta import check_meta
-from data.tokenizer import codec_of_tokenizer, read_tokenizer, same_tokenizer
-from data.tokens import BPECodec, CharCodec
+from data.tokenizer import codec_of_tokenizer, parse, read_tokenizer, same_tokenizer
+from data.tokens import GPT2_VOCAB_SIZE, BPECodec, CharCodec
 from nanogpt.errors import ROOT, UserError
 
 
@@ -83,6 +83,21 @@ def kept(meta, tokenizer):
 def kept_of_codec(codec):
     """kept() of a dataset with the tokens of `codec`."""
     return kept({"stoi": codec.stoi} if isinstance(codec, CharCodec) else None, codec.tokenizer)
+
+
+def kept_of_gpt2(init_from, vocab_size):
+    """kept() for the tokens of a GPT-2, a hub name or a folder; None where they are not known.
+
+    UserError where its tokenizer.json is damaged."""
+    path = os.path.join(init_from, "tokenizer.json")
+    if not os.path.isfile(path):
+        return {"meta": None} if vocab_size >= GPT2_VOCAB_SIZE else None
+    text = read_tokenizer(path)
+    parse(text, path)
+    try:
+        return kept_of_codec(codec_of_tokenizer(text, path))
+    except UserError:  # of a kind whose library is missing: training does not need it
+        return None
 
 
 def _has_other_tokens(folder, checkpoint):

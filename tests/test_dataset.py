@@ -170,15 +170,15 @@ def prepared(tmp_path, monkeypatch):
 
 def checked(block_size=4, vocab_size=3):
     data = Dataset("mine", block_size)
-    return data, data.check(block_size, vocab_size, None)
+    return data, data.check_bins(block_size, vocab_size, None)
 
 
 def test_a_dataset_with_and_without_its_dataset_json_is_the_same(prepared):
     data, fingerprints = checked()
-    assert data.found == f"found vocab_size = 3 (inside {os.path.join('data', 'mine', 'meta.pkl')})"
+    assert data.found_line == f"found vocab_size = 3 (inside {os.path.join('data', 'mine', 'meta.pkl')})"
     (prepared / "dataset.json").unlink()
     bare, bare_fingerprints = checked()
-    assert (bare.found, bare.vocab_size, bare.kept()) == (data.found, data.vocab_size, data.kept())
+    assert (bare.found_line, bare.vocab_size, bare.kept()) == (data.found_line, data.vocab_size, data.kept())
     assert fingerprints == bare_fingerprints
 
 
@@ -200,7 +200,7 @@ def test_a_tokenizer_json_that_another_program_wrote_counts(prepared, own, width
         np.arange(260, dtype=f"<u{width}").tofile(prepared / f"{name}.{ending}")
     data, _ = checked(vocab_size=260)
     assert data.vocab_size == new_vocab_size(str(prepared)) == 260 and data.kept() == {"tokenizer": own}
-    assert data.found == f"found vocab_size = 260 (inside {os.path.join('data', 'mine', 'tokenizer.json')})"
+    assert data.found_line == f"found vocab_size = 260 (inside {os.path.join('data', 'mine', 'tokenizer.json')})"
     assert data.codec.encode("the") == codec_of_tokenizer(own, "x").encode("the")
     (prepared / "tokenizer.json").write_text(own[:100], encoding="utf-8")
     with pytest.raises(UserError, match="tokenizer.json is not a tokenizer.json"):
@@ -214,23 +214,23 @@ def test_a_gpt2s_folder_with_other_tokens_is_one_line_or_said(prepared, own, tmp
     other = train_tokenizer(["ein Hund und eine Katze, und ein Hund\n" * 50], 260)
     part = pairs([1, 2] * 9)
     characters = Dataset("mine", 4)
-    assert "tokens of its own, 3, not the 50257 of gpt2" in characters.check_gpt2("gpt2", 50257)
-    assert "not the 50304 of" in characters.check_gpt2(str(folder), 50304)
+    assert "tokens of its own, 3, not the 50257 of gpt2" in characters.gpt2_remark("gpt2", 50257)
+    assert "not the 50304 of" in characters.gpt2_remark(str(folder), 50304)
     write_dataset(str(prepared), part, part, 260, tokenizer=own)
     data = Dataset("mine", 4)
-    assert data.check_gpt2(str(folder), 260) is None  # it has no tokenizer.json: nothing is known
-    assert "tokens of its own, 260, not the 4096" in data.check_gpt2(str(folder), 4096)
+    assert data.gpt2_remark(str(folder), 260) is None  # it has no tokenizer.json: nothing is known
+    assert "tokens of its own, 260, not the 4096" in data.gpt2_remark(str(folder), 4096)
     (folder / "tokenizer.json").write_text(json.dumps(json.loads(own)), encoding="utf-8")
-    assert data.check_gpt2(str(folder), 260) is None
+    assert data.gpt2_remark(str(folder), 260) is None
     for text, said in ((other, "stand for other tokens than those of mine"), (own[:90], "is not a tokenizer.json")):
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=said):
-            data.check_gpt2(str(folder), 260)
+            data.gpt2_remark(str(folder), 260)
     write_dataset(str(prepared), part, part, 50257)
     (folder / "tokenizer.json").write_text(own, encoding="utf-8")
     with pytest.raises(UserError, match="stand for other tokens"):
-        Dataset("mine", 4).check_gpt2(str(folder), 260)
-    assert Dataset("mine", 4).check_gpt2("gpt2", 50257) is None
+        Dataset("mine", 4).gpt2_remark(str(folder), 260)
+    assert Dataset("mine", 4).gpt2_remark("gpt2", 50257) is None
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin"])
@@ -290,7 +290,7 @@ def test_preparing_that_is_stopped_leaves_the_old_dataset_the_new_one_or_an_erro
     def state():
         try:
             data = Dataset("mine", 4)
-            data.check(4, 50304, None)
+            data.check_bins(4, 50304, None)
             return data.kept(), np.fromfile(data.bins["train"], "<u2").tolist(), np.fromfile(data.bins["val"], "<u2").tolist()
         except UserError:
             return None
@@ -349,5 +349,5 @@ def test_a_new_model_has_a_multiple_of_64_ids_above_8192_and_this_is_said(prepar
     write_dataset(str(prepared), pairs([1, 2] * 9), pairs([0, 1] * 9), size, tokenizer="{}")
     data = Dataset("mine", 4)
     assert data.vocab_size == new_vocab_size(str(prepared)) == model
-    assert f"found vocab_size = {size} (inside" in data.found and "dataset.json" in data.found
-    assert (data.rounded is None) == (size == model) and (size == model or f"vocab_size = {model}" in data.rounded)
+    assert f"found vocab_size = {size} (inside" in data.found_line and "dataset.json" in data.found_line
+    assert (data.rounded_line is None) == (size == model) and (size == model or f"vocab_size = {model}" in data.rounded_line)

@@ -161,7 +161,7 @@ def test_a_mutated_file_of_a_dataset_in_its_own_tokens_is_one_line_or_changes_no
         patch.setattr(data_dataset, "ROOT", str(tmp_path))
         try:
             data = Dataset("mine", 16)
-            data.check(16, data.vocab_size, None)
+            data.check_bins(16, data.vocab_size, None)
             codec = codec_of_dataset(data.folder)
         except UserError as error:
             one_line(error)
