@@ -21,6 +21,7 @@ def with_bench(project):
     return project
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments, said", [
     (["train_cup"], "no such row: train_cup; there are train_baby,"), (["--peer"], "--peer"), (["--runs=0"], "--runs=0"),
     (["--runs=x"], "--runs"), (["--rnus=5"], "--rnus=5"), (["--peer={}"], "there is no train.py in it"),

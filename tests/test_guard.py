@@ -239,6 +239,7 @@ def test_undone_rows_stay_in_the_log_marked(rewound):
     assert [r["tokens_seen"] for r in log if r["kind"] == "train"][-1] == str(221 * 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon", "float16", "3 micro-steps"])
 def test_the_same_command_goes_the_same_way(train, tmp_path, kind):
     settings = GUARDED | {"adamw": {}, "muon": dict(optimizer="muon"), "float16": dict(dtype="float16"),

@@ -164,6 +164,7 @@ def test_two_processes_and_a_resume_on_one_take_the_windows_of_one_process(run, 
     assert gradient_norms(tmp_path / "random") != pytest.approx(expected, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_resume_with_another_seed_or_batch_size_continues_the_pass(run, tmp_path):
     run("train.py", *flags(RUN, out_dir=tmp_path / "one"))
     run("train.py", *flags(RUN, out_dir=tmp_path / "out", max_iters=19))

@@ -150,6 +150,7 @@ def test_of_two_processes_both_stop_where_the_output_is_gone(project, tmp_path):
     assert saved_iteration(tmp_path / "out") == logged_iterations(tmp_path / "out")[-1] + 1
 
 
+@pytest.mark.slow
 def test_help_on_a_full_disk_is_an_error_and_for_head_it_is_none(project):
     command = [sys.executable, "train.py", "--help"]
     with open("/dev/full", "w") as full:

@@ -180,6 +180,7 @@ def test_a_run_ends_by_patience_and_its_resume_says_so_unless_it_is_raised(run, 
     assert more.losses[0][:2] == ("iter", last) and "ended by patience = 4" in more.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [dict(patience=3), dict(patience=3, sample_interval=10), dict(max_seconds=1e6)])
 def test_resumed_runs_are_exact_with_these_settings_on(run, tmp_path, extra):
     settings = SYNTHETIC | dict(max_iters=60, eval_interval=10, lr_decay_iters=60, dropout=0.1, peak_flops=1e9) | extra

@@ -256,6 +256,7 @@ def test_without_a_meta_the_vocabulary_is_gpt2s_padded(run, own_project, tmp_pat
     assert first == pytest.approx(math.log(50304), abs=0.05)  # an untrained model knows nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_run_that_compiles_nothing_does_not_import_the_compiler(run, tmp_path, optimizer):
     script = "tests/programs/compiler_is_imported.py"
