@@ -168,16 +168,16 @@ def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
         "fingerprints": {split: fingerprint(f"{path}.tmp") for split, path in bins.items()},
         "tokenizer": {"file": file, "sha256": hashlib.sha256(content).hexdigest()} if content else None,
     }  # fmt: skip
-    written = {file: content} if content else {}
-    written[FACTS] = json.dumps(facts, indent=2).encode() + b"\n"
+    written = {FACTS: json.dumps(facts, indent=2).encode() + b"\n"} | ({file: content} if content else {})
     for name, data in written.items():
         path = os.path.join(folder, name + ".tmp")
         with writing(path), open(path, "wb") as f:
             f.write(data)
             flush(f)
-    for name in [FACTS, *({file} & written.keys()), *(os.path.basename(path) for path in bins.values())]:
+    published = [*written, *(os.path.basename(path) for path in bins.values())]
+    for name in published:
         os.replace(os.path.join(folder, name + ".tmp"), os.path.join(folder, name))
-    for name in {*_names(np.uint16), *_names(np.uint32)} - {*written, *(os.path.basename(p) for p in bins.values())}:
+    for name in {*_names(np.uint16), *_names(np.uint32)} - {*published}:
         remove(os.path.join(folder, name))
     return list(tokens.values())
 

@@ -115,11 +115,12 @@ else:
     meta, tokenizer = tokens_in(data_dir, facts)
     theirs = kept(meta, tokenizer)
     mine = kept_of_codec(codec) if codec else tokens_of_run
-    if mine and has_codec(theirs, data_dir) and not same_tokens(mine, theirs):
+    is_known = has_codec(theirs, data_dir)
+    if mine and is_known and not same_tokens(mine, theirs):
         raise UserError(f"the tokens of {dataset} are not those of the model: they stand for other texts")
-    if meta and meta["vocab_size"] != vocab_size and not (mine and has_codec(theirs, data_dir)):
+    if meta and meta["vocab_size"] != vocab_size and not (mine and is_known):
         raise UserError(f"{dataset} has {meta['vocab_size']} tokens and the model {vocab_size}: they differ")
-    if not has_codec(theirs, data_dir):
+    if not is_known:
         codec, why_unknown = None, why_unknown or f"{os.path.join(data_dir, 'meta.pkl')} has no characters"
     name, n_tokens, chunks = split, len(open_bin(path)), ids_of_split(path)
 bytes_of = codec and bytes_of_ids(codec, vocab_size)
