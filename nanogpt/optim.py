@@ -10,7 +10,7 @@ import os
 import torch
 
 from nanogpt.device import fast_bfloat16
-from nanogpt.distributed import full_state, like
+from nanogpt.distributed import like
 from nanogpt.errors import UserError
 
 
@@ -146,16 +146,10 @@ class MuonWithAdamW:
 # the learning rate
 
 
-def schedule_remark(config, by_clock):
-    """A line if the learning rate's course may surprise the user, else None.
-
-    config: {setting: value} of train.py. by_clock: whether the decay follows the clock."""
-    names = ("decay_lr", "learning_rate", "warmup_iters", "lr_decay_iters", "max_iters", "min_lr")
-    decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr = (config[name] for name in names)
-    if not decay_lr or config["eval_only"]:
+def schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr):
+    """A line if the learning rate's course may surprise the user, else None."""
+    if not decay_lr:
         return None
-    if by_clock:
-        return "the learning rate follows the clock: a second run, or a resume, does not give the same digits"
     if warmup_iters >= max_iters > 0:
         return (
             f"the warm-up of {warmup_iters} iterations does not end before max_iters = {max_iters}, so the learning "
@@ -167,19 +161,6 @@ def schedule_remark(config, by_clock):
             f"max_iters = {max_iters}: to decay until then give --lr_decay_iters={max_iters}"
         )
     return None
-
-
-# ----------------------------------------------------------------------------------------------
-# the gradients
-
-
-def clip_gradients(parameters, grad_clip):
-    """Scales the gradients so that their norm is at most `grad_clip` (0: leaves them). Returns the norm before that."""
-    parameters = list(parameters)
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    if grad_clip > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, grad_clip, grad_norm)
-    return full_state(grad_norm)
 
 
 # ----------------------------------------------------------------------------------------------

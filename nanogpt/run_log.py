@@ -10,6 +10,7 @@ import torch
 from nanogpt.checkpoint import has_run, newest
 from nanogpt.device import peak_memory
 from nanogpt.errors import UserError, command, require
+from nanogpt.files import whole_file
 from nanogpt.progress import duration
 
 # ----------------------------------------------------------------------------------------------
@@ -73,8 +74,8 @@ def check_loggers(folder, tensorboard_log, wandb_log):
         require("--tensorboard_log=True", "tensorboard")
 
 
-# `train` and `eval`; where the run went back, a row `back`, of the iteration that it went back to, and the rows before
-# it that this has undone are marked
+# `train` and `eval`. Logs of older versions may have others, which stay: where such a run went back to an earlier
+# iteration, a row `back`, and before it the rows that this has undone
 KINDS = r"(undone )?(train|eval)|back \(seed [0-9]+\)"
 
 
@@ -99,35 +100,6 @@ def place(row):
     return int(row["iter"]), row["kind"] == "train"
 
 
-def mark_undone(rows, iter_num):
-    """Marks the rows, in place, that come after the evaluation of iteration `iter_num`."""
-    for row in rows:
-        if row["kind"] in ("train", "eval") and place(row) >= (iter_num, True):
-            row["kind"] = f"undone {row['kind']}"
-
-
-def rows_before(rows, iter_num, evaluated, times_back):
-    """The rows of a log up to iteration `iter_num`, or up to its evaluation where that is `evaluated`.
-
-    times_back: how often the run had gone back by then. What it undid later is not yet undone, or not there."""
-    kept = []
-    for row in rows:
-        row["kind"] = row["kind"].removeprefix("undone ")
-        if row["kind"].startswith("back"):
-            if times_back == 0:
-                break
-            times_back -= 1
-            mark_undone(kept, int(row["iter"]))
-        kept.append(row)
-    return [row for row in kept if row["kind"] not in ("train", "eval") or place(row) < (iter_num, evaluated)]
-
-
-def logged_norms(out_dir):
-    """[(gradient norm, iteration)] of the rows in out_dir/log.csv, those of undone iterations too."""
-    rows = read_log(os.path.join(out_dir, "log.csv"))
-    return [(float(row["grad_norm"]), int(row["iter"])) for row in rows if row.get("grad_norm")]
-
-
 class RunLog:
     """What a run has printed, as a table: a row for each logged iteration and each evaluation.
 
@@ -140,42 +112,24 @@ class RunLog:
     )  # fmt: skip
     wandb_id = last_mfu = None
 
-    def __init__(self, out_dir, iter_num, evaluated, times_back=0):
+    def __init__(self, out_dir, iter_num, evaluated):
         """Continues the log before iteration `iter_num`, or after its evaluation where that is `evaluated`.
 
-        times_back: how often the run had gone back by then. Later rows are removed: the resumed run writes them
-        again."""
-        self.out_dir, self.path = out_dir, os.path.join(out_dir, "log.csv")
-        self.board = self.wandb = self.file = None
-        self._rewrite(rows_before(read_log(self.path), iter_num, evaluated, times_back), iter_num)
-
-    def _rewrite(self, rows, iter_num):
-        """Writes the file again with these rows, those before the ones from iteration `iter_num` on."""
-        self.iter_num = iter_num
-        self.rows_here = [row for row in rows if place(row) == (iter_num, False) and row["kind"] == "eval"]
+        Later rows are removed: the resumed run writes them again."""
+        self.out_dir, self.path, self.iter_num = out_dir, os.path.join(out_dir, "log.csv"), iter_num
+        self.board = self.wandb = None
+        here = iter_num, evaluated
+        rows = [row for row in read_log(self.path) if row["kind"] not in ("train", "eval") or place(row) < here]
+        self.rows_here = [row for row in rows if row["iter"] == str(iter_num) and row["kind"] == "eval"]
         try:
-            if self.file:
-                self.file.close()
-            with open(self.path + ".tmp", "w", newline="", encoding="utf-8") as f:
+            with whole_file(self.path, "w", newline="", encoding="utf-8") as f:
                 writer = csv.DictWriter(f, self.columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
-            os.replace(self.path + ".tmp", self.path)
             self.file = open(self.path, "a", newline="", encoding="utf-8")
         except OSError as error:
             raise self._failure(error) from error
         self.writer = csv.DictWriter(self.file, self.columns)
-
-    def go_back(self, iter_num, seed):
-        """Marks the rows after the evaluation of iteration `iter_num` as undone, and adds a row that says so.
-
-        seed: that of the batches from there. TensorBoard forgets what is undone; W&B keeps the rows that come again."""
-        rows = read_log(self.path)
-        mark_undone(rows, iter_num)
-        self._rewrite([*rows, {"iter": iter_num, "kind": f"back (seed {seed})"}], iter_num)
-        if self.board:
-            self.board.close()
-            self.add_tensorboard()
 
     def add_tensorboard(self):
         from torch.utils.tensorboard import SummaryWriter
@@ -233,20 +187,16 @@ class NoLog:
     def write(self, **row):
         pass
 
-    def go_back(self, iter_num, seed):
-        pass
 
-
-def open_log(folder, iter_num, evaluated, times_back, config, wandb_id):
+def open_log(folder, iter_num, evaluated, tensorboard_log, wandb_log, **wandb_settings):
     """The log of the run in `folder` (a RunFolder) from iteration `iter_num` on, with the loggers that were asked for.
 
-    times_back: how often the run had gone back by then. config: {setting: value} of train.py. wandb_id: the W&B run
-    that a resume continues, or None."""
+    wandb_settings: see RunLog.add_wandb()."""
     if not folder.writes:
         return NoLog()
-    log = RunLog(folder.out_dir, iter_num, evaluated, times_back)
-    if config["tensorboard_log"]:
+    log = RunLog(folder.out_dir, iter_num, evaluated)
+    if tensorboard_log:
         log.add_tensorboard()
-    if config["wandb_log"]:
-        log.add_wandb(config["wandb_project"], config["wandb_run_name"], config, wandb_id)
+    if wandb_log:
+        log.add_wandb(**wandb_settings)
     return log
