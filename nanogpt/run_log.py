@@ -36,19 +36,9 @@ def step_line(iter_num, losses):
 def last_lines(out_dir, progress, iter_num, device):
     """The last lines of a run: how it has ended, and what to type next. `progress` is the run's Progress."""
     if not progress.has_ended(iter_num):
-        return stopped_lines(out_dir, iter_num)
-    return finished_lines(out_dir, progress, iter_num, device)
-
-
-def stopped_lines(out_dir, iter_num):
-    """Those of a run that was asked to stop, with the command that resumes it."""
-    resume = command("train.py", "--init_from=resume", f"--out_dir={out_dir}")
-    to_type = f"; type: {resume}" if has_run(out_dir) else ""
-    return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{to_type}"]
-
-
-def finished_lines(out_dir, progress, iter_num, device):
-    """Those of a run that has ended by itself: what it came to."""
+        resume = command("train.py", "--init_from=resume", f"--out_dir={out_dir}")
+        to_type = f"; type: {resume}" if has_run(out_dir) else ""
+        return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{to_type}"]
     why = [f"ended by {progress.ended_by} at iteration {iter_num}"] if progress.ended_by else []
     best = f"best val loss {progress.best_val_loss:.4f} at iteration {progress.best_iter}"
     best += f", {progress.best_bpb:.4f} bits per byte" if progress.best_bpb is not None else ""
@@ -64,13 +54,12 @@ def finished_lines(out_dir, progress, iter_num, device):
 # ----------------------------------------------------------------------------------------------
 # log.csv, TensorBoard, Weights & Biases
 
+
 def check_loggers(folder, tensorboard_log, wandb_log):
     """UserError if a logger is asked for whose library is not installed. `folder` is a RunFolder: only rank 0 logs."""
-    if not folder.writes:
-        return
-    if wandb_log:
+    if folder.writes and wandb_log:
         require("--wandb_log=True", "wandb")
-    if tensorboard_log:
+    if folder.writes and tensorboard_log:
         require("--tensorboard_log=True", "tensorboard")
 
 
@@ -95,32 +84,30 @@ def read_log(path):
     return rows
 
 
-def place(row):
-    """Orders the rows of a log: an iteration's evaluation comes before its training."""
-    return int(row["iter"]), row["kind"] == "train"
-
-
 class RunLog:
     """What a run has printed, as a table: a row for each logged iteration and each evaluation.
 
-    Rows are appended to out_dir/log.csv, and sent to TensorBoard and Weights & Biases where these are asked for.
+    Rank 0 appends the rows to out_dir/log.csv, and sends them to the loggers that are asked for. wandb_id is that of
+    the W&B run, or None.
     """
 
     columns = (
         "iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen",
         "val_bpb",
     )  # fmt: skip
-    wandb_id = last_mfu = None
 
-    def __init__(self, out_dir, iter_num, evaluated):
-        """Continues the log before iteration `iter_num`, or after its evaluation where that is `evaluated`.
+    def __init__(self, folder, iter_num, evaluated, tensorboard=False, wandb=None):
+        """Continues the log in `folder`, a RunFolder, before iteration `iter_num`, or after its evaluation if that is
+        `evaluated`. Later rows are removed: the resumed run writes them again.
 
-        Later rows are removed: the resumed run writes them again."""
-        self.out_dir, self.path, self.iter_num = out_dir, os.path.join(out_dir, "log.csv"), iter_num
-        self.board = self.wandb = None
-        here = iter_num, evaluated
-        rows = [row for row in read_log(self.path) if row["kind"] not in ("train", "eval") or place(row) < here]
-        self.rows_here = [row for row in rows if row["iter"] == str(iter_num) and row["kind"] == "eval"]
+        wandb: arguments of WeightsAndBiases, or None."""
+        self.writes, self.loggers, self.wandb_id = folder.writes, [], None
+        if not self.writes:
+            return
+        self.path = os.path.join(folder.out_dir, "log.csv")
+        place = iter_num, evaluated  # an iteration's evaluation comes before its training
+        rows = read_log(self.path)
+        rows = [r for r in rows if r["kind"] not in ("train", "eval") or (int(r["iter"]), r["kind"] == "train") < place]
         try:
             with whole_file(self.path, "w", newline="", encoding="utf-8") as f:
                 writer = csv.DictWriter(f, self.columns, extrasaction="ignore")
@@ -130,73 +117,63 @@ class RunLog:
         except OSError as error:
             raise self._failure(error) from error
         self.writer = csv.DictWriter(self.file, self.columns)
-
-    def add_tensorboard(self):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.board = SummaryWriter(os.path.join(self.out_dir, "tensorboard"), purge_step=self.iter_num)
-        for row in self.rows_here:  # purge_step removes them too, and the resumed run does not write them again
-            self._to_board(int(row["iter"]), row["kind"], {k: float(row[k]) for k in self.columns[2:] if row[k]})
-
-    def add_wandb(self, project, name, config, id):
-        """Starts the W&B run, or with the `id` of a saved one continues that."""
-        import wandb
-
-        try:
-            self.wandb = wandb.init(project=project, name=name, config=config, dir=self.out_dir, id=id, resume="allow")
-        except Exception as error:  # no login, no network, ...
-            raise UserError(
-                f"--wandb_log=True: wandb does not start ({' '.join(str(error).split())[:200]}): type wandb login, "
-                "or set WANDB_MODE=offline, or add --wandb_log=False"
-            ) from None
-        self.wandb.define_metric("*", step_metric="iter")  # a row that comes again replaces the one before
-        self.wandb_id = self.wandb.id
+        if tensorboard:
+            here = [row for row in rows if row["iter"] == str(iter_num) and row["kind"] == "eval"]
+            self.loggers.append(TensorBoard(folder.out_dir, iter_num, here))
+        if wandb:
+            self.loggers.append(WeightsAndBiases(**wandb, folder=folder.out_dir))
+            self.wandb_id = self.loggers[-1].run.id
 
     def write(self, **row):
         """Appends a row; `iter`, `kind` and any other of the columns."""
+        if not self.writes:
+            return
         try:
             self.writer.writerow(row)
             self.file.flush()
         except OSError as error:
             raise self._failure(error) from error
-        numbers = {name: value for name, value in row.items() if name not in ("iter", "kind") and value is not None}
-        if self.board:
-            self._to_board(row["iter"], row["kind"], numbers)
-        if self.wandb:
-            self.last_mfu = row.get("mfu") or self.last_mfu
-            values = {f"{row['kind']}/{name}": value for name, value in numbers.items()}
-            if row["kind"] == "eval":  # nanoGPT's keys too, for dashboards that were made for it
-                values |= {"train/loss": row["train_loss"], "val/loss": row["val_loss"], "lr": row["lr"]}
-                values |= {"mfu": self.last_mfu * 100} if self.last_mfu else {}
-            self.wandb.log({"iter": row["iter"], **values})
-
-    def _to_board(self, iter_num, kind, numbers):
-        for name, value in numbers.items():
-            self.board.add_scalar(f"{kind}/{name}", value, iter_num)
-        self.board.flush()
+        for logger in self.loggers:
+            logger.write(row, {k: v for k, v in row.items() if k not in ("iter", "kind") and v is not None})
 
     def _failure(self, error):
         return OSError(f"could not write {self.path}: {error.strerror}; the checkpoints there are intact")
 
 
-class NoLog:
-    """The log of a process that writes none: all but rank 0."""
+class TensorBoard:
+    def __init__(self, out_dir, iter_num, rows_here):
+        """rows_here: those of `iter_num` in log.csv. purge_step removes them, and a resumed run does not write them."""
+        from torch.utils.tensorboard import SummaryWriter
 
-    wandb_id = None
+        self.board = SummaryWriter(os.path.join(out_dir, "tensorboard"), purge_step=iter_num)
+        for row in rows_here:
+            self.write(row | {"iter": iter_num}, {k: float(row[k]) for k in RunLog.columns[2:] if row.get(k)})
 
-    def write(self, **row):
-        pass
+    def write(self, row, numbers):
+        for name, value in numbers.items():
+            self.board.add_scalar(f"{row['kind']}/{name}", value, row["iter"])
+        self.board.flush()
 
 
-def open_log(folder, iter_num, evaluated, tensorboard_log, wandb_log, **wandb_settings):
-    """The log of the run in `folder` (a RunFolder) from iteration `iter_num` on, with the loggers that were asked for.
+class WeightsAndBiases:
+    def __init__(self, project, name, config, id, folder):
+        """Starts a W&B run, or with the `id` of a saved one continues that. UserError where wandb does not start."""
+        import wandb
 
-    wandb_settings: see RunLog.add_wandb()."""
-    if not folder.writes:
-        return NoLog()
-    log = RunLog(folder.out_dir, iter_num, evaluated)
-    if tensorboard_log:
-        log.add_tensorboard()
-    if wandb_log:
-        log.add_wandb(**wandb_settings)
-    return log
+        try:
+            self.run = wandb.init(project=project, name=name, config=config, dir=folder, id=id, resume="allow")
+        except Exception as error:  # no login, no network, ...
+            raise UserError(
+                f"--wandb_log=True: wandb does not start ({' '.join(str(error).split())[:200]}): type wandb login, "
+                "or set WANDB_MODE=offline, or add --wandb_log=False"
+            ) from None
+        self.run.define_metric("*", step_metric="iter")  # a row that comes again replaces the one before
+        self.last_mfu = None
+
+    def write(self, row, numbers):
+        self.last_mfu = row.get("mfu") or self.last_mfu
+        values = {f"{row['kind']}/{name}": value for name, value in numbers.items()}
+        if row["kind"] == "eval":  # nanoGPT's keys too, for dashboards that were made for it
+            values |= {"train/loss": row["train_loss"], "val/loss": row["val_loss"], "lr": row["lr"]}
+            values |= {"mfu": self.last_mfu * 100} if self.last_mfu else {}
+        self.run.log({"iter": row["iter"], **values})
