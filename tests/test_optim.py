@@ -3,18 +3,14 @@
 import csv
 import importlib.util
 import inspect
-import itertools
-import math
-import re
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, TINY, error_line, flags
-from runs import content
+from conftest import ROOT, TINY, error_line, flags
 from small_models import small
 
 from model import GPT, GPTConfig
-from nanogpt import checkpoint as ckpt, optim
+from nanogpt import optim
 from nanogpt.optim import Muon, schedule_remark
 
 def test_matrices_and_embeddings_decay_and_biases_and_norms_do_not():
@@ -77,114 +73,6 @@ def test_muons_batches_give_the_weights_of_torchs_muon(monkeypatch, dtype):
 def test_muons_momentum_is_beta1():
     groups = small().configure_optimizers(0.3, 1e-3, (0.8, 0.9), "cpu", "muon").parts["muon"].param_groups
     assert [group["momentum"] for group in groups] == [0.8]
-
-
-# ----------------------------------------------------------------------------------------------
-# numbers that are not finite
-
-
-def poison(path, iter_num=None):
-    """Puts a NaN into a weight of the checkpoint at `path`."""
-    saved = torch.load(path)
-    saved["model"]["transformer.h.0.mlp.c_fc.weight"][3, 5] = math.nan
-    ckpt.save(saved, str(path))
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("max_nonfinite", [3, 10])
-def test_nan_in_the_weights_stops_the_run_and_overwrites_nothing(train, tmp_path, optimizer, max_nonfinite):
-    out_dir = tmp_path / "out"
-    settings = SMALL | dict(optimizer=optimizer, max_nonfinite=max_nonfinite)
-    train(settings, out_dir=out_dir, max_iters=8)
-    poison(out_dir / "last.pt")
-    before = content(out_dir)
-    failed = train(settings, expect=2, out_dir=out_dir, init_from="resume", max_iters=100, eval_interval=5)
-    line = error_line(failed)
-    assert line.startswith(f"iteration {9 + max_nonfinite - 1}: ") and f"{max_nonfinite} times in a row" in line
-    for advice in ("--learning_rate", "--grad_clip", "bfloat16 or float32", str(out_dir)):
-        assert advice in line
-    iters = [found for found in failed.losses if found[0] == "iter"]
-    assert [found[1] for found in iters] == list(range(9, 9 + max_nonfinite - 1))
-    assert all(found[2] == "nan" for found in iters)
-    for n in range(9, 9 + max_nonfinite):
-        assert f"iter {n}: 1 steps skipped, their gradients were not finite" in failed.lines
-    assert f"saving checkpoint to {out_dir}" not in failed.lines
-    after = content(out_dir)
-    assert (after["last.pt"], after["ckpt.pt"]) == (before["last.pt"], before["ckpt.pt"])
-
-
-def test_nan_at_a_known_iteration_names_the_last_good_checkpoint(train, tmp_path):
-    """The weights are spoilt in memory after iteration 6's step; last.pt is then iteration 6's."""
-    spoilt = dict(program="spoil_weights.py", env={"STEP": 7})
-    failed = train(SMALL, expect=2, out_dir=tmp_path, max_iters=100, max_nonfinite=4, **spoilt)
-    line = error_line(failed)
-    assert line.startswith("iteration 10: ") and f"the last good checkpoint is iteration 6's in {tmp_path}" in line
-    assert ckpt.load(str(tmp_path / "last.pt"))["iter_num"] == 6
-    best = ckpt.load(str(tmp_path / "ckpt.pt"))
-    assert best["iter_num"] == 4 and all(torch.isfinite(w).all() for w in best["model"].values())
-
-
-@pytest.mark.parametrize("dtype, lr, save_interval", [("float32", 1e4, 1), ("float32", 50.0, 3), ("bfloat16", 1e4, 1)])
-def test_a_learning_rate_that_diverges_for_real_stops_and_leaves_weights_that_work(
-    train, tmp_path, dtype, lr, save_interval
-):
-    settings = SMALL | dict(dtype=dtype, save_interval=save_interval, max_nonfinite=5)
-    train(settings, out_dir=tmp_path, max_iters=8)
-    settings |= dict(learning_rate=lr, decay_lr=False, grad_clip=0.0, max_iters=400, eval_interval=50)
-    line = error_line(train(settings, expect=2, out_dir=tmp_path, init_from="resume"))
-    stopped, kept = map(int, re.match(r"iteration (\d+): .* is iteration (\d+)'s", line).groups())
-    assert 9 <= kept < stopped - 3 and ckpt.load(str(tmp_path / "last.pt"))["iter_num"] == kept
-    # Going on from there, the next iteration's loss is a number: what was kept is no garbage.
-    rest = train(settings, expect=2, out_dir=tmp_path, init_from="resume")
-    assert rest.losses[0][:2] == ("iter", kept) and math.isfinite(float(rest.losses[0][2]))
-
-
-def test_a_val_loss_of_nan_writes_no_checkpoint(train, tmp_path):
-    """With evaluations that see NaN where training does not."""
-    result = train(SMALL, out_dir=tmp_path, always_save_checkpoint=True, program="nan_in_evaluations.py")
-    assert ("step", 4, "nan", "nan") in result.losses
-    assert not (tmp_path / "ckpt.pt").exists() and not (tmp_path / "last.pt").exists()
-    assert "saving checkpoint" not in result.stdout
-    assert "last.pt is not written: the loss or its gradient is not finite" in result.lines
-
-
-def test_a_single_bad_step_is_skipped_and_the_run_goes_on(train, tmp_path):
-    """The gradient of iteration 5 is infinite. Nothing but that step is missing."""
-    result = train(SMALL, out_dir=tmp_path, program="infinite_gradient.py", env={"NTH": 6})
-    assert "iter 5: 1 steps skipped, their gradients were not finite" in result.lines
-    assert result.stdout.count("steps skipped") == 1 and len(result.losses) == 17 + 5
-    last = ckpt.load(str(tmp_path / "last.pt"))
-    assert last["iter_num"] == 17 and last["optimizer"]["state"][0]["step"] == 16
-    assert all(torch.isfinite(w).all() for w in last["model"].values())
-
-
-def test_a_skipped_step_leaves_weights_count_and_moments_as_they_were():
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16, bias=True))
-    optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), "cpu")
-
-    def state():
-        moments = [v for s in optimizer.state_dict()["state"].values() for v in s.values()]
-        return [t.clone() for t in [*model.state_dict().values(), *moments]]
-
-    def step(bad):
-        model(torch.randint(11, (2, 8)), torch.randint(11, (2, 8)))[1].backward()
-        if bad:
-            model.transformer.ln_f.weight.grad[3] = bad
-        optimizer.found_inf = torch.tensor(float(bool(bad)))
-        optimizer.step()
-        optimizer.zero_grad()
-
-    step(None)
-    before = state()
-    assert len(before) == len(model.state_dict()) + 3 * len(list(model.parameters()))
-    for bad in (math.nan, math.inf, -math.inf):
-        step(bad)
-        assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
-    step(None)
-    after = state()
-    assert all(torch.isfinite(t).all() for t in after)
-    assert not any(torch.equal(a, b) for a, b in itertools.islice(zip(before, after, strict=True), 3))
 
 
 # ----------------------------------------------------------------------------------------------
