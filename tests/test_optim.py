@@ -1,17 +1,15 @@
-"""nanogpt/optim.py: AdamW's groups, Muon against torch's, and numbers that are not finite."""
+"""nanogpt/optim.py: AdamW's groups, Muon against torch's, the course of the learning rate, and resumed optimizers."""
 
+import copy
 import csv
-import importlib.util
-import inspect
 
 import pytest
 import torch
-from conftest import ROOT, TINY, error_line, flags
+from conftest import TINY, error_line, flags
 from small_models import small
 
-from model import GPT, GPTConfig
 from nanogpt import optim
-from nanogpt.optim import Muon, schedule_remark
+from nanogpt.optim import Muon, restore_optimizer, schedule_remark
 
 def test_matrices_and_embeddings_decay_and_biases_and_norms_do_not():
     model = small()
@@ -52,8 +50,8 @@ def test_muons_batches_give_the_weights_of_torchs_muon(monkeypatch, dtype):
 
     ours = [torch.nn.Parameter(torch.full(shape, 0.02)) for shape in shapes]
     theirs = [torch.nn.Parameter(part.detach().clone()) for part in apart(ours)]
-    settings = dict(lr=0.01, weight_decay=0.3, momentum=0.8, adjust_lr_fn="match_rms_adamw")
-    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    settings = dict(lr=0.01, weight_decay=0.3, momentum=0.8)
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw")
     for _ in range(5):
         for p in ours:
             p.grad = torch.randn(p.shape, generator=generator)
@@ -79,8 +77,9 @@ def test_muons_momentum_is_beta1():
 # what is said of a learning rate that does not do what it looks like, and of a run without its optimizer's state
 
 
-SCHEDULE = dict(decay_lr=True, learning_rate=1e-3, warmup_iters=10, lr_decay_iters=100, max_iters=100, min_lr=0.0,
-                eval_only=False)  # fmt: skip
+SCHEDULE = dict(
+    decay_lr=True, learning_rate=1e-3, warmup_iters=10, lr_decay_iters=100, max_iters=100, min_lr=0.0, max_seconds=0.0
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("change, parts", [
@@ -94,11 +93,20 @@ SCHEDULE = dict(decay_lr=True, learning_rate=1e-3, warmup_iters=10, lr_decay_ite
     (dict(warmup_iters=99), None),
     (dict(decay_lr=False, lr_decay_iters=5, warmup_iters=200), None),  # a constant rate has neither
     (dict(max_iters=0, warmup_iters=0), None),
+    (dict(max_seconds=60.0), None),
 ])  # fmt: skip
 def test_a_schedule_that_does_not_fit_the_run_is_said(change, parts):
-    remark = schedule_remark(SCHEDULE | change, by_clock=False)
+    remark = schedule_remark(**SCHEDULE | change)
     assert (remark is None) == (parts is None)
     assert all(part in remark for part in parts or [])
+
+
+def test_a_rate_that_followed_the_clock_in_older_versions_is_one_line_that_says_what_to_do(train, tmp_path):
+    out_dir = tmp_path / "out"
+    line = error_line(train(TINY, out_dir=out_dir, lr_decay_iters=0, max_seconds=5, expect=2))
+    assert "does not follow the clock any more: give the iteration at which the decay ends" in line
+    assert not out_dir.exists()
+    train(TINY, out_dir=out_dir, lr_decay_iters=0, max_seconds=5, decay_lr=False, max_iters=2)  # it has no decay
 
 
 def test_a_run_that_is_resumed_beyond_its_schedule_is_told_from_which_iteration_the_rate_is_min_lr(run, tmp_path):
@@ -113,9 +121,6 @@ def test_a_run_that_is_resumed_beyond_its_schedule_is_told_from_which_iteration_
     with open(tmp_path / "out" / "log.csv") as f:
         rates = {int(row["iter"]): float(row["lr"]) for row in csv.DictReader(f)}
     assert rates[7] > 0 and {rates[n] for n in range(8, 13)} == {0.0}  # as was said
-    evaluated = run("train.py", "--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--eval_only=True",
-                    "--max_iters=20", "--device=cpu")  # fmt: skip
-    assert "min_lr" not in evaluated.stdout  # which trains nothing
 
 
 @pytest.mark.parametrize("state", ["none", "empty"])
@@ -134,48 +139,27 @@ def test_a_checkpoint_without_optimizer_state_is_one_line_that_names_the_way_to_
     assert "no optimizer state" in line and f"--init_from={tmp_path / 'out'}" in line
 
 
-# ----------------------------------------------------------------------------------------------
-# optimizers in versions of torch that lack Muon, or the wrappers around an optimizer's methods
-
-
-def loaded_again():
-    """nanogpt/optim.py as a torch gives it that lacks what the test has taken away."""
-    specification = importlib.util.spec_from_file_location("optim_again", ROOT / "nanogpt" / "optim.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def trained(module, optimizer):
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(8, 50, 2, 2, 16, 0.0, True))
-    made = module.make_optimizer(model, 0.1, 1e-2, (0.9, 0.95), "cpu", optimizer)
-    for _ in range(3):
-        x, y = torch.randint(50, (2, 4, 8))
-        model(x, y)[1].backward()
-        made.step()
-        made.zero_grad()
-    made.load_state_dict(made.state_dict())
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), made.state_dict()
-
-
-def test_muon_needs_none_of_torchs(monkeypatch):
-    weights, state = trained(optim, "muon")
-    reference = torch.optim.Muon([torch.nn.Parameter(torch.zeros(2, 2))], adjust_lr_fn="match_rms_adamw")
-    group, theirs = state["muon"]["param_groups"][0], reference.state_dict()["param_groups"][0]
-    given = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9, "params": group["params"]}
-    assert group == theirs | given  # checkpoints stay what they were
-    monkeypatch.delattr(torch.optim, "Muon")
-    assert torch.equal(trained(loaded_again(), "muon")[0], weights)
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_an_optimizer_whose_methods_have_no_wrappers_gives_the_same_weights(monkeypatch, optimizer):
-    weights, _ = trained(optim, optimizer)
-    for owner, names in (
-        (torch.optim.Optimizer, ("add_param_group", "zero_grad", "state_dict", "load_state_dict")),
-        (torch.optim.AdamW, ("step",)),
-    ):
-        for name in names:
-            monkeypatch.setattr(owner, name, inspect.unwrap(getattr(owner, name)))
-    assert torch.equal(trained(loaded_again(), optimizer)[0], weights)
+def test_a_resume_loads_the_state_of_older_versions_whose_muon_had_torchs_own_settings(optimizer):
+    def trained(steps, state=None, model=None):
+        torch.manual_seed(0)
+        model = model or small().train()
+        made = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), "cpu", optimizer)
+        if state:
+            restore_optimizer(made, torch.amp.GradScaler("cpu", enabled=False), {"optimizer": state}, "out/last.pt")
+        for x, y in torch.randint(23, (4, 2, 4, 12))[steps]:
+            model(x, y)[1].backward()
+            made.step()
+            made.zero_grad()
+        return model, made.state_dict()
+
+    whole, _ = trained(slice(4))
+    half, state = trained(slice(2))
+    state = copy.deepcopy(state)
+    if optimizer == "muon":
+        assert state["muon"]["param_groups"][0].keys() >= {"lr", "weight_decay", "momentum", "params"}
+        theirs = torch.optim.Muon([torch.zeros(2, 2, requires_grad=True)], adjust_lr_fn="match_rms_adamw")
+        del (settings := theirs.state_dict()["param_groups"][0])["params"]
+        state["muon"]["param_groups"][0] = settings | state["muon"]["param_groups"][0]
+    resumed, _ = trained(slice(2, 4), state, half)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
