@@ -183,7 +183,8 @@ guard = StepGuard(saved, processes, scaler, device, skips_on_device, spike_sigma
 restore_optimizer(optim, scaler, saved, folder.loaded_path)
 running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
-say(schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
+decays = decay_lr and not eval_only
+say(schedule_remark(decays, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
 mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_params() * batch_size * block_size)
@@ -193,7 +194,7 @@ train_model = processes.wrap_ddp(eval_model, sharding, device)
 folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older run's files into a dated folder
 batch, evaluated = folder.restore_point(saved, device, batch_generator, seed, (batch_size, block_size))
 wandb = {"project": wandb_project, "name": wandb_run_name, "config": config, "id": saved.get("wandb_id")}
-log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb if wandb_log else None)
+log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb_log, wandb)
 saved = initial = None  # frees the checkpoint, which is as large as the model and its optimizer
 
 
