@@ -121,6 +121,9 @@ def test_a_run_that_is_resumed_beyond_its_schedule_is_told_from_which_iteration_
     with open(tmp_path / "out" / "log.csv") as f:
         rates = {int(row["iter"]): float(row["lr"]) for row in csv.DictReader(f)}
     assert rates[7] > 0 and {rates[n] for n in range(8, 13)} == {0.0}  # as was said
+    evaluated = run("train.py", "--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--eval_only=True",
+                    "--max_iters=20", "--device=cpu")  # fmt: skip
+    assert "min_lr" not in evaluated.stdout  # which trains nothing
 
 
 @pytest.mark.parametrize("state", ["none", "empty"])
@@ -141,13 +144,14 @@ def test_a_checkpoint_without_optimizer_state_is_one_line_that_names_the_way_to_
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_resume_loads_the_state_of_older_versions_whose_muon_had_torchs_own_settings(optimizer):
+    batches = torch.randint(23, (4, 2, 4, 12), generator=torch.Generator().manual_seed(0))
+
     def trained(steps, state=None, model=None):
-        torch.manual_seed(0)
         model = model or small().train()
         made = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), "cpu", optimizer)
         if state:
             restore_optimizer(made, torch.amp.GradScaler("cpu", enabled=False), {"optimizer": state}, "out/last.pt")
-        for x, y in torch.randint(23, (4, 2, 4, 12))[steps]:
+        for x, y in batches[steps]:
             model(x, y)[1].backward()
             made.step()
             made.zero_grad()
