@@ -314,14 +314,3 @@ def test_a_folder_that_turns_read_only_costs_nothing_but_time(train, whole_run, 
     expected, _ = whole_run(SMALL)
     rest = train(SMALL, out_dir=small_run, init_from="resume")
     assert rest.losses == expected[-len(rest.losses) :]
-
-
-def test_a_save_is_flushed_to_disk_before_it_takes_the_name(tmp_path, monkeypatch):
-    events, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (events.append((str(a), str(b))), replace(a, b)))
-    path = str(tmp_path / "last.pt")
-    ckpt.save({"a": torch.ones(3)}, path)
-    temporary, renamed, folder = events
-    assert renamed == (temporary, path) and os.path.dirname(temporary) == folder == str(tmp_path)
-    assert os.listdir(tmp_path) == ["last.pt"]

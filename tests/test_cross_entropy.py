@@ -4,7 +4,6 @@ import contextlib
 
 import pytest
 import torch
-from guards import make_guard
 from small_models import shaken, small
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -150,12 +149,3 @@ def test_without_gradients_none_are_computed_in_training_mode(monkeypatch):
     monkeypatch.setattr(cross_entropy.ChunkedCrossEntropy, "apply", None)  # its forward pass computes gradients
     with torch.no_grad():
         assert model.train()(x, y)[1].item() == pytest.approx(expected, abs=2e-6)
-
-
-def test_what_a_save_looks_at_never_holds_all_logits():
-    model, x, y = small_model(50304, block_size=640)  # 4 x 640 rows are more than LOSS_ROWS
-    model.loss_only = True  # as train.py sets it
-    with Largest() as largest:
-        point = {"evaluated": False, "batch": (x, y)}
-        assert make_guard().allows_save("last.pt", model, point, torch.autocast("cpu", enabled=False))
-    assert largest.numel <= cross_entropy.LOSS_ROWS * 50304 < x.numel() * 50304
