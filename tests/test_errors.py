@@ -164,6 +164,7 @@ def test_on_another_drive_the_path_is_absolute(monkeypatch):
 def test_what_names_a_command_works_there_too(tmp_path, monkeypatch):
     from data.bins import check_size
     from data.text import print_next
+    from nanogpt.distributed import Processes
     from nanogpt.progress import Progress
     from nanogpt.run_log import last_lines
 
@@ -173,8 +174,7 @@ def test_what_names_a_command_works_there_too(tmp_path, monkeypatch):
         check_size(str(tmp_path / "train.bin"), 16, "openwebtext")
     assert f"python {tmp_path / 'prepare.py'}" in str(error.value)
     print_next("config/train_gpt2.py")
-    config = dict(max_iters=5, eval_interval=1, save_interval=0, patience=0, max_seconds=0.0, decay_lr=False)
-    progress = Progress({}, 0, config | {"lr_decay_iters": 5}, 64, None)
+    progress = Progress({}, 0, 64, Processes(), max_iters=5, patience=0, max_seconds=0.0)
     last_lines(str(tmp_path), progress, 3, "cpu")
     assert str(ROOT / "sample.py") in last_lines("out", progress, 6, "cpu")[1]
 
