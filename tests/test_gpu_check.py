@@ -1,4 +1,4 @@
-"""tests/gpu_check.py: its command line, its table, its checks on made-up runs, and its parts with --device=cpu."""
+"""tools/gpu_check.py: its command line, its table, its checks on made-up runs, and its parts with --device=cpu."""
 
 import json
 import os
@@ -12,16 +12,15 @@ import pytest
 import torch
 from conftest import ROOT, SYNTHETIC, write_synthetic
 
-import gpu_check
-import gpu_hooks
 import guards
-from gpu_check import Failed, Lab, Output, Row
 
 from nanogpt.distributed import Processes
+from tools import gpu_check, gpu_hooks
+from tools.gpu_check import Failed, Lab, Output, Row
 
 
 def gpu_check_command(*arguments, **options):
-    command = [sys.executable, str(ROOT / "tests" / "gpu_check.py"), *arguments]
+    command = [sys.executable, str(ROOT / "tools" / "gpu_check.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 

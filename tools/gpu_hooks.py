@@ -1,6 +1,6 @@
-"""Runs a script with an instrument attached, for tests/gpu_check.py and tests/bench.py.
+"""Runs a script with an instrument attached, for tools/gpu_check.py and tools/bench.py.
 
-    python tests/gpu_hooks.py INSTRUMENT SCRIPT ARGUMENT...
+    python tools/gpu_hooks.py INSTRUMENT SCRIPT ARGUMENT...
 
 The script runs as `python SCRIPT ARGUMENT...` would. The last line is `seen: ` and what the instrument saw, as JSON.
 """
