@@ -183,7 +183,7 @@ guard = StepGuard(saved, processes, scaler, device, skips_on_device, spike_sigma
 restore_optimizer(optim, scaler, saved, folder.loaded_path)
 running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
-say(schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
+say(schedule_remark(decay_lr and not eval_only, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
 mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_params() * batch_size * block_size)
