@@ -6,7 +6,7 @@ from nanogpt.distributed import Processes
 from nanogpt.guard import StepGuard
 
 
-def make_guard(saved=None, scaler=None, processes=None, device="cpu", skips_on_device=True, spike_sigma=0.0):
+def make_guard(saved=None, scaler=None, processes=None, device="cpu", optimizer="adamw", spike_sigma=0.0):
     """The guard of a run with these settings, alone unless it has `processes`."""
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    return StepGuard(saved or {}, processes or Processes(), scaler, device, skips_on_device, spike_sigma, 10, "out")
+    return StepGuard(saved or {}, processes or Processes(), scaler, device, optimizer, "ddp", spike_sigma, 10, "out")

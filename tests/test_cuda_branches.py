@@ -173,6 +173,6 @@ def test_an_unlogged_step_with_fused_adamw_reads_nothing_on_the_host(sigma):
 
 
 def test_muon_reads_the_flag_first():
-    guard = make_guard(device="meta", skips_on_device=False)
+    guard = make_guard(device="meta", optimizer="muon")
     with pytest.raises((RuntimeError, NotImplementedError)):
         guard.step(FusedAdamW(), torch.empty((), device="meta"))

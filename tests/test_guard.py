@@ -48,7 +48,7 @@ def spikes_by_hand(values, sigma):
 
 def spike_guard(sigma=6.0, **more):
     """A guard of SGD, which does not look at found_inf."""
-    return make_guard(spike_sigma=sigma, skips_on_device=False, **more)
+    return make_guard(spike_sigma=sigma, optimizer="muon", **more)
 
 
 def judged(guard, values):
@@ -121,7 +121,7 @@ def test_a_spike_leaves_weights_moments_and_loss_scale_as_they_were(optimizer):
     model = small().train()
     scaler = torch.amp.GradScaler("cpu", enabled=optimizer == "float16", init_scale=64.0, growth_interval=10**6)
     optim = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), "cpu", "muon" if optimizer == "muon" else "adamw")
-    guard = make_guard(spike_sigma=6.0, skips_on_device=optimizer != "muon", scaler=scaler)
+    guard = make_guard(spike_sigma=6.0, optimizer="muon" if optimizer == "muon" else "adamw", scaler=scaler)
 
     def state(part):
         if isinstance(part, torch.Tensor):
@@ -339,7 +339,7 @@ def test_a_save_needs_finite_losses_of_the_last_evaluation(capsys):
 
 
 def test_a_save_needs_finite_gradients_in_the_last_iteration():
-    guard, weight = make_guard(skips_on_device=False), torch.nn.Parameter(torch.zeros(1))
+    guard, weight = make_guard(optimizer="muon"), torch.nn.Parameter(torch.zeros(1))
     for norm, allowed in ((1.0, True), (math.nan, False), (math.inf, False), (2.0, True)):
         weight.grad = torch.ones(1)
         guard.step(torch.optim.SGD([weight]), torch.tensor(norm))
