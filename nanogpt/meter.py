@@ -15,5 +15,5 @@ class Meter:
         if done != self.total and time.monotonic() - self.shown_at < 0.1:
             return
         self.shown_at = time.monotonic()
-        line = f"{self.what}: {done:,}" + (f" of {self.total:,}" if self.total else "")
+        line = f"{self.what}: {done:,}" + (f" of {self.total:,} ({done / self.total:.0%})" if self.total else "")
         print(line, end="\n" if done == self.total else "\r", file=sys.stderr, flush=True)
