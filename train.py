@@ -179,7 +179,7 @@ optim = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), 
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
 guard = StepGuard(saved, processes, scaler, device, optimizer, sharding, spike_sigma, max_nonfinite, out_dir)
 restore_optimizer(optim, scaler, saved, folder.loaded_path)
-running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
+running_mfu = RunningMFU(peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
 if decay_lr and not eval_only:
     say(schedule_remark(learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
@@ -321,7 +321,7 @@ while not eval_only:
     if logged:
         dt = clock.seconds()
         lossf = loss.item() * micro_steps  # rank 0's last micro-batch
-        shown_mfu = running_mfu.update(iter_num, tokens_per_iter / world_size, dt)
+        shown_mfu = running_mfu.update(iter_num, model, batch_size * micro_steps, dt)
         say(f"iter {iter_num}: loss {lossf:.4f}, time {dt * 1000:.2f}ms, mfu {shown_mfu}")
         log.write(iter=iter_num, kind="train", train_loss=lossf, tokens_seen=progress.tokens_seen, lr=lr, ms=dt * 1000,
                   grad_norm=grad_norm.item(), tokens_per_s=tokens_per_iter / dt, mfu=running_mfu.value)  # fmt: skip

@@ -124,14 +124,13 @@ def test_a_forward_and_backward_pass_off_the_cpu(no_autocast, vocab_size, dropou
     with torch.device("meta"):
         model = GPT(GPTConfig(16, vocab_size, 2, 2, 32, dropout, False)).train()
         x = torch.randint(vocab_size, (3, 16))
-    model.recompute = recompute
-    logits, loss = model(x, x)
+    model.recompute, model.loss_only = recompute, True
+    loss = model(x, x)[1]
     assert loss.shape == () and loss.device.type == "meta"
-    assert (logits is None) == (vocab_size == 9000)
     loss.backward()
     assert all(p.grad.shape == p.shape for p in model.parameters())
     assert clip_gradients(model.parameters(), 1.0).device.type == "meta"
-    model.eval()
+    model.eval().loss_only = False
     assert model(x, x)[0].shape == (3, 16, vocab_size) and model(x)[0].shape == (3, 1, vocab_size)
 
 
