@@ -96,6 +96,18 @@ def machine_failure(error):
     return None
 
 
+def when_the_script_ends(give_back):
+    """Has give_back() called when the script ends, in whatever way, in a notebook, whose process goes on after it."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell:
+
+        def once():
+            shell.events.unregister("post_execute", once)
+            give_back()
+
+        shell.events.register("post_execute", once)
+
+
 def drop_output():
     """Sends everything printed from now on, and what is still buffered, to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -137,14 +149,15 @@ def _flush_output():
 
 def report(kind, error, trace):
     """sys.excepthook: prints one line for what is not a bug, and exits."""
+    unread = False
     try:
         sys.stdout.flush()
     except OSError:
+        unread = True
         drop_output()
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
-    if issubclass(kind, BrokenPipeError):  # `| head` has read enough: this is no error
-        drop_output()
+    if issubclass(kind, BrokenPipeError) and unread:  # `| head` has read enough: this is no error
         sys.exit(0)
     message = str(error) if issubclass(kind, UserError) else machine_failure(error)
     if message is None:
