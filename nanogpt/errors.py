@@ -20,6 +20,7 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project: config/ and data/ are in it
 
+_held = []  # what when_the_script_ends() was given
 memory_advice = "try a smaller --batch_size or --block_size, or a smaller model"
 
 # not every version of torch has a class for the errors of several processes: their words tell them
@@ -97,15 +98,13 @@ def machine_failure(error):
 
 
 def when_the_script_ends(give_back):
-    """Has give_back() called when the script ends, in whatever way, in a notebook, whose process goes on after it."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell:
+    """Has give_back() called when the script ends, in whatever way, in a notebook, whose process lives on."""
+    _held.append(give_back)
 
-        def once():
-            shell.events.unregister("post_execute", once)
-            give_back()
 
-        shell.events.register("post_execute", once)
+def _end_script():
+    while _held:
+        _held.pop()()
 
 
 def drop_output():
@@ -133,6 +132,9 @@ def install():
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     sys.excepthook = report
     atexit.register(_flush_output)
+    _end_script()  # the one before, in the same cell of a notebook
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+        shell.events.register("post_execute", _end_script)
 
 
 def _flush_output():
