@@ -1,4 +1,4 @@
-"""configurator.py: settings from config files and --key=value. shared/DESIGN.md's section "Command line"."""
+"""configurator.py: settings from config files and --key=value."""
 
 import ast
 import io
