@@ -347,7 +347,8 @@ def test_adopt_takes_a_checkpoints_settings_where_none_is_given_and_says_what_di
     namespace = {"a": 1, "b": 2.0, "c": "x"}
     said = Settings(namespace, ["a", "b", "c"], {"b": 2.0}).adopt({"a": 10, "b": 5, "other": 3})
     assert namespace == {"a": 10, "b": 2.0, "c": "x"}
-    assert said == ["b is now 2.0 (the run had 5.0)"]
+    unknown = "the checkpoint has settings that are not known here: other"
+    assert said == [unknown, "b is now 2.0 (the run had 5.0)"]
     with pytest.raises(UserError, match="a takes a whole number"):
         Settings({"a": 1}, ["a"], {}).adopt({"a": "x"})
 

@@ -27,8 +27,8 @@ from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices
 from nanogpt.distributed import Processes, pick_backend
 from nanogpt.errors import ROOT, UserError
-from nanogpt.evaluation import chunks_of, evaluate, pick_batch_size
 from nanogpt.meter import Meter
+from tools.evaluation import chunks_of, evaluate, pick_batch_size
 
 # ---- settings ----------------------------------------------------------------------------------------------------
 
