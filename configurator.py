@@ -18,18 +18,11 @@ from nanogpt.errors import ROOT, UserError
 from nanogpt.text_file import read_text
 
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-# {a setting of earlier versions: (the value that switched it off, what to do in its place)}. Old config files, commands
-# and checkpoints may have the first; any other value is an error.
-REMOVED = {
-    "spike_rewind": (0.0, "resume from ckpt.pt with another --seed or a lower rate (docs/exploding_loss.md)"),
-    "plan": (False, "use tools/plan.py"),
-}
 
 
 def setting_names(namespace):
     """The names in a script's globals that are settings: lower-case, public, and plain values."""
-    plain = (bool, int, float, str)
-    return [k for k, v in namespace.items() if not k.startswith("_") and k == k.lower() and isinstance(v, plain)]
+    return [k for k, v in namespace.items() if not k.startswith("_") and k == k.lower() and type(v) in KINDS]
 
 
 def coerce(name, value, default, where):
@@ -44,20 +37,11 @@ def coerce(name, value, default, where):
         raise UserError(f"{where[:80]}: {name} takes {KINDS[wanted]} of fewer digits")
     value = float(value) if wanted is float and type(value) is int else value
     if type(value) is not wanted:
-        not_this = config_file.shown(value)
-        raise UserError(f"{where}: {name} takes {KINDS[wanted]}, such as {default!r}, not {not_this}")
+        shown = config_file.shown(value)
+        raise UserError(f"{where}: {name} takes {KINDS[wanted]}, such as {default!r}, not {shown}")
     if wanted is float and not math.isfinite(value):
         raise UserError(f"{where}: {name} takes a finite number, not {value!r}")
     return value
-
-
-def check_removed(values):
-    """UserError where one of REMOVED is switched on in `values`, {name: value}."""
-    for name, (off, advice) in REMOVED.items():
-        if (value := values.get(name, off)) != off:
-            raise UserError(
-                f"--{name}={value}: there is no setting {name} any more: {advice}; --{name}={off} does without it"
-            )
 
 
 def _value(key, text, default, argument):
@@ -120,10 +104,7 @@ def configure(namespace, positional=None, sources=()):
     """
     errors.install()
     names = setting_names(namespace)
-    settings = {name: off for name, (off, _) in REMOVED.items()} | {name: namespace[name] for name in names}
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # for odd bytes in a path, or a plain terminal
+    settings = {name: off for name, (off, _) in config_file.REMOVED.items()} | {name: namespace[name] for name in names}
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
         _print_help(namespace, names, sources or [namespace["__file__"]])
         sys.exit(0)
@@ -146,7 +127,7 @@ def configure(namespace, positional=None, sources=()):
             notes += more_notes
     if mistakes:
         raise UserError("; ".join(mistakes))
-    check_removed(given)
+    config_file.check_removed(given)
     if int(os.environ.get("RANK", 0)) == 0:
         for note in notes:
             print(note)
@@ -168,8 +149,8 @@ class Settings:
         """Applies a checkpoint's settings, `saved`, where the user has given none.
 
         Returns a line for each setting that now differs from the saved one."""
-        check_removed(saved | self.given)
-        unknown = sorted(saved.keys() - {*self.names} - REMOVED.keys())
+        config_file.check_removed(saved | self.given)
+        unknown = sorted(map(str, saved.keys() - {*self.names} - config_file.REMOVED.keys()))
         differences = [f"the checkpoint has settings that are not known here: {', '.join(unknown)}"] if unknown else []
         for name in self.names:
             if name not in saved:

@@ -1,4 +1,4 @@
-"""Config files: Python that assigns settings, and may compute them in any way.
+"""Config files, Python that assigns settings and may compute them in any way; and names that are no settings.
 
 nanoGPT runs such a file inside train.py's own globals. So its users' files read settings and use modules without an
 import, and have names of their own, which are no mistakes.
@@ -24,6 +24,12 @@ from nanogpt.errors import UserError
 # what nanoGPT's train.py has imported before it runs a config file
 MODULES = {"math": math, "np": np, "os": os, "pickle": pickle, "sys": sys, "time": time, "torch": torch}
 NEAR = 0.8  # difflib's ratio from which on a name is taken for a setting's: from 0.6 on, data_dir would be out_dir
+# {a setting of earlier versions: (the value that switched it off, what to do in its place)}. Old config files, commands
+# and checkpoints may have the first; any other value is an error.
+REMOVED = {
+    "spike_rewind": (0.0, "resume from ckpt.pt with another --seed or a lower rate (docs/exploding_loss.md)"),
+    "plan": (False, "use tools/plan.py"),
+}
 
 
 def run(source, path, name, settings):
@@ -52,12 +58,22 @@ def shown(value):
 
 def nearest(name, names, ratio=0.6):
     """The one of `names` that is most like `name`, by difflib's ratio; None where that is lower for all."""
+    names = [each for each in names if each not in REMOVED]
     return next(iter(difflib.get_close_matches(name, names, 1, ratio)), None)
 
 
 def unknown(name, near, where):
     """The error's text for a `name` that is no setting, and is `near` that one or None, given `where`."""
     return f"{where}: there is no setting {name}; " + (f"did you mean {near}?" if near else "see --help")
+
+
+def check_removed(values):
+    """UserError where one of REMOVED is switched on in `values`, {name: value}."""
+    for name, (off, advice) in REMOVED.items():
+        if (value := values.get(name, off)) != off:
+            raise UserError(
+                f"--{name}={value}: there is no setting {name} any more: {advice}; --{name}={off} does without it"
+            )
 
 
 def judge_names(found, source, names, where):

@@ -122,8 +122,8 @@ def complain(message):
 
 
 def install():
-    """From now on, in this process: one line for what is not a bug, and a standard stream that is closed leads to the
-    null device, so that no file opened later takes its number."""
+    """From now on, in this process: one line for what is not a bug; a standard stream that is closed leads to the null
+    device, so that no file opened later takes its number; and what a terminal cannot show is printed escaped."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -131,6 +131,9 @@ def install():
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
         if getattr(sys, name) is None and name != "stdin":
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     sys.excepthook = report
     atexit.register(_flush_output)
     _end_script()  # the one before, in the same cell of a notebook

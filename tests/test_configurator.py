@@ -506,7 +506,7 @@ def test_a_setting_of_earlier_versions_is_an_error_that_says_what_to_do(settings
 
 
 def test_a_setting_of_earlier_versions_that_is_switched_off_is_taken_without_a_word(settings, tmp_path, capsys):
-    (tmp_path / "mine.py").write_text("spike_rewind = 0\nplan = False\nbatch_size = 3\n")
+    (tmp_path / "mine.py").write_text("spike_rewind = 0\nplan = False\nbatch_size = 3\nplans = [1]\n")
     found, _ = settings("mine.py", "--spike_rewind=0.0", "--plan=False")
     assert found == SETTINGS | {"batch_size": 3} and capsys.readouterr() == ("", "")
 
