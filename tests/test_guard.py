@@ -7,16 +7,14 @@ import csv
 import math
 import os
 import random
-import runpy
 import shutil
 import signal
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ONE_THREAD, ROOT, SYNTHETIC, TINY, error_line, flags, rows
+from conftest import ONE_THREAD, SYNTHETIC, TINY, error_line, flags, rows
 from guards import make_guard
 from runs import assert_same_losses, content, golden
 from small_models import small
@@ -431,32 +429,3 @@ def test_tensorboard_forgets_what_is_undone(train, tmp_path):
         logged = [(int(r["iter"]), float(r[name])) for r in full_log(tmp_path) if r["kind"] == kind]
         assert [n for n, _ in found] == [n for n, _ in logged]
         assert [v for _, v in found] == pytest.approx([v for _, v in logged], rel=1e-6)
-
-
-# ----------------------------------------------------------------------------------------------
-# tools/plot.py
-
-
-def test_what_was_undone_is_drawn_faint_and_the_norm_beneath(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    header = "iter,kind,train_loss,val_loss,lr,grad_norm,ms,tokens_per_s,mfu,tokens_seen"
-    log = ["0,eval,4,4.5,0.1,,,,,", "0,train,4,,0.1,1.0,,,,"]
-    log += ["1,eval,3,3.5,0.1,,,,,", "1,undone train,3,,0.1,2.0,,,,", "2,undone eval,8,8.5,0.1,,,,,"]
-    log += ["2,undone train,9,,0.1,50.0,,,,", "1,back (seed 7),,,,,,,,", "1,train,3.1,,0.1,2.5,,,,"]
-    log += ["2,eval,2,2.5,0.1,,,,,", "2,train,2.1,,0.1,inf,,,,"]
-    (tmp_path / "log.csv").write_text("\n".join([header, *log]) + "\n")
-    monkeypatch.setattr(sys, "argv", ["plot.py", str(tmp_path), "--norm=True"])
-    drawn = runpy.run_path(str(ROOT / "tools" / "plot.py"), run_name="__main__")
-
-    def curves(axes):
-        found = [(list(line.get_xdata()), list(line.get_ydata()), line.get_alpha()) for line in axes.get_lines()]
-        return [(list(map(float, x)), list(map(float, y)), alpha) for x, y, alpha in found]
-
-    batches, train, val, best, undone_batches, undone_val = curves(drawn["axes"])
-    assert batches[:2] == ([0, 1, 2], [4, 3.1, 2.1]) and val[:2] == ([0, 1, 2], [4.5, 3.5, 2.5])
-    assert best[:2] == ([2], [2.5]) and train[:2] == ([0, 1, 2], [4, 3, 2])
-    assert undone_batches[:2] == ([1, 2], [3, 9]) and undone_batches[2] < batches[2]
-    assert undone_val[:2] == ([1, 2], [3.5, 8.5]) and undone_val[2] < 0.5  # from the evaluation that it went back to
-    norms, undone_norms = curves(drawn["norm_axes"])
-    assert norms[:2] == ([0, 1], [1, 2.5]) and undone_norms[:2] == ([1, 2], [2, 50]) and undone_norms[2] < norms[2]
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
