@@ -12,9 +12,9 @@ import torch
 
 from nanogpt.device import pick_dtype
 
-# Dense peaks in TFLOPS: 16-bit tensor cores with float32 accumulation, tf32, float32. Then GiB of memory: the smaller
-# size where there are two. A row is for each device whose name has all the words of the row's key, and no word of
-# VARIANTS that the key lacks.
+# Dense peaks in TFLOPS: 16-bit tensor cores with float32 accumulation, tf32, float32. Then GiB of memory: where a
+# device is sold with two sizes, the smaller. A row is for each device whose name has all the words of the row's key,
+# and no word of VARIANTS that the key lacks.
 # The figures are those of the makers' data sheets. Behind each row: SMs x boost clock in GHz x 16-bit FLOPs per cycle
 # and SM, which gives the first figure; a test computes it. Where the maker does not say these three: the source.
 # A laptop's GPU has no row: its clock depends on the power limit that the laptop's maker chose, so it is measured.
