@@ -28,7 +28,7 @@ from nanogpt import device as devices
 from nanogpt.distributed import Processes, pick_backend
 from nanogpt.errors import ROOT, UserError
 from nanogpt.meter import Meter
-from tools.evaluation import chunks_of, evaluate, pick_batch_size
+from tools.evaluation import chunks_of, evaluate
 
 # ---- settings ----------------------------------------------------------------------------------------------------
 
@@ -139,9 +139,8 @@ def show(done):
 
 with devices.autocast(device, dtype):
     totals = evaluate(
-        model, chunks, block_size, stride or block_size, batch_size or pick_batch_size(block_size, vocab_size),
-        bytes_of, device, processes, show,
-    )  # fmt: skip
+        model, chunks, block_size, stride or block_size, batch_size, bytes_of, device, processes, show
+    )
 if totals:
     if bytes_of is None and (file or facts):
         totals.bytes = totals.tokens * (of_file["bytes"] / of_file["tokens"] if file else bytes_per_token(facts, split))

@@ -175,8 +175,8 @@ else:
     share = run.mfu or planning.usual_mfu(config.n_embd, device_type)
     seconds = planning.iteration_seconds(model, tokens_per_iter / run.count, peak, share, run.recompute)
     rule = "given" if run.mfu else "by rule for this width and kind of device"
-    of = f"{share:.0%} MFU ({rule}) of {peak / 1e12:.4g} TFLOPS ({source})"
-    print(f"\nan iteration: {seconds * 1000:,.1f} ms at {of}")
+    of_peak = f"{share:.0%} MFU ({rule}) of {peak / 1e12:.4g} TFLOPS ({source})"
+    print(f"\nan iteration: {seconds * 1000:,.1f} ms at {of_peak}")
 in_all = planning.run_seconds(seconds, run.max_iters, run.eval_interval, run.eval_iters / run.count, micro_steps)
 cost = f"; {in_all / 3600 * run.dollars_per_hour:,.2f} dollars" if run.dollars_per_hour else ""
 print(f"the run: {in_all / 3600:,.2f} hours, evaluations included, start-up and saves not{cost}")
