@@ -63,7 +63,7 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = Dropout(config.dropout)
 
     def forward(self, x, cache=None, last_only=False):
-        """x (B, T, C) to (B, T, C), or with `last_only` to (B, 1, C). cache: this layer's, as KVCache.extend gives it."""
+        """x (B, T, C) to (B, T, C), or with `last_only` to (B, 1, C). cache: this layer's, of KVCache.extend()."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
@@ -113,7 +113,7 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     def __init__(self, config):
-        """Draws the weights in nanoGPT's order, so the same seed gives the same weights. UserError: see config.check()."""
+        """Draws the weights in nanoGPT's order: the same seed gives the same ones. UserError as in config.check()."""
         super().__init__()
         config.check()
         self.config = config
