@@ -38,6 +38,27 @@ def test_a_file_is_on_the_disk_before_it_takes_the_name_and_then_the_folder_is(t
     assert renamed == (temporary, path) and os.path.dirname(temporary) == folder == str(tmp_path)
 
 
+def test_a_rename_that_fails_for_a_moment_is_tried_again(tmp_path, monkeypatch):
+    """On Windows another program may have the file open."""
+    replace, left, slept = os.replace, [1, 2], []
+
+    def busy(*names):
+        if left:
+            left.pop()
+            raise PermissionError(13, "Permission denied")
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", busy)
+    monkeypatch.setattr(files.time, "sleep", slept.append)
+    with files.whole_file(tmp_path / "notes.txt") as f:
+        f.write(b"text")
+    assert (tmp_path / "notes.txt").read_bytes() == b"text" and len(slept) == 2
+    left.extend(range(99))
+    with pytest.raises(PermissionError), files.whole_file(tmp_path / "notes.txt") as f:
+        f.write(b"other")
+    assert (tmp_path / "notes.txt").read_bytes() == b"text" and os.listdir(tmp_path) == ["notes.txt"]
+
+
 def test_a_failure_names_the_file(tmp_path):
     path = str(tmp_path / "no folder" / "notes.txt")
     with pytest.raises(OSError) as caught, files.whole_file(path):

@@ -47,7 +47,7 @@ def spikes_by_hand(values, sigma):
 
 
 def spike_guard(sigma=6.0, **more):
-    """A guard of SGD, which does not look at found_inf."""
+    """A guard that reads the flag first: SGD, which steps here, cannot skip a step by itself."""
     return make_guard(spike_sigma=sigma, optimizer="muon", **more)
 
 

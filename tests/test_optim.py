@@ -78,7 +78,7 @@ def test_muons_momentum_is_beta1():
 
 
 SCHEDULE = dict(
-    decay_lr=True, learning_rate=1e-3, warmup_iters=10, lr_decay_iters=100, max_iters=100, min_lr=0.0, max_seconds=0.0
+    learning_rate=1e-3, warmup_iters=10, lr_decay_iters=100, max_iters=100, min_lr=0.0, max_seconds=0.0
 )  # fmt: skip
 
 
@@ -91,7 +91,6 @@ SCHEDULE = dict(
     (dict(warmup_iters=100), ["warm-up of 100 iterations does not end before max_iters = 100", "--warmup_iters="]),
     (dict(warmup_iters=2000, lr_decay_iters=50), ["warm-up of 2000", "never reaches 0.001"]),
     (dict(warmup_iters=99), None),
-    (dict(decay_lr=False, lr_decay_iters=5, warmup_iters=200), None),  # a constant rate has neither
     (dict(max_iters=0, warmup_iters=0), None),
     (dict(max_seconds=60.0), None),
 ])  # fmt: skip

@@ -67,7 +67,8 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(synthetic_run):
 
 
 def test_a_constant_learning_rate_has_no_warm_up(run, tmp_path):
-    run("train.py", *flags(TINY, decay_lr=False, max_iters=3, out_dir=tmp_path))
+    result = run("train.py", *flags(TINY, decay_lr=False, max_iters=3, warmup_iters=9, out_dir=tmp_path))
+    assert "warm-up" not in result.stdout
     with open(tmp_path / "log.csv", newline="") as f:
         assert {float(row["lr"]) for row in csv.DictReader(f)} == {1e-2}
 
