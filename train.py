@@ -26,7 +26,7 @@ from nanogpt.mfu import RunningMFU
 from nanogpt.optim import restore_optimizer, schedule_remark
 from nanogpt.progress import Progress
 from nanogpt.run_folder import RunFolder, generator_states
-from nanogpt.short_sample import ShortSamples
+from nanogpt.sampling import ShortSamples
 
 # ---- settings: the defaults train a GPT-2 (124M) on OpenWebText ----------------------
 # output: where, and how often

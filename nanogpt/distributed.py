@@ -21,15 +21,13 @@ def pick_backend(backend, device, world_size=1):
     """
     if backend not in ("auto", "nccl", "gloo", "mpi"):
         raise UserError(f"--backend={backend}: takes auto, nccl, gloo or mpi")
-    usable = {
-        "nccl": device.startswith("cuda") and dist.is_available() and dist.is_nccl_available(),
-        "mpi": dist.is_available() and dist.is_mpi_available(),
-    }
+    on_cuda = device.startswith("cuda")
+    has_nccl = on_cuda and dist.is_available() and dist.is_nccl_available()
     if backend == "auto":
-        return "nccl" if usable["nccl"] else "gloo"
-    if world_size == 1 and not usable.get(backend, True):
+        return "nccl" if has_nccl else "gloo"
+    if world_size == 1 and not has_nccl:
         return "gloo"
-    if backend == "nccl" and not device.startswith("cuda"):
+    if backend == "nccl" and not on_cuda:
         raise UserError(f"--backend=nccl works on CUDA devices only, and this run is on {device}: use --backend=gloo")
     return backend
 
@@ -49,10 +47,9 @@ class Processes:
 
     def __init__(self):
         self.several = "RANK" in os.environ
-        for name in ("rank", "local_rank"):
-            setattr(self, name, int(os.environ.get(name.upper(), 0)))
-        for name in ("world_size", "local_world_size"):
-            setattr(self, name, int(os.environ.get(name.upper(), 1)))
+        self.rank, self.local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
+        sizes = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        self.world_size, self.local_world_size = sizes
         self.hosts = self.exchange = None
         self.listens, self.exit_code, self.output_error = False, 0, None
 
