@@ -146,11 +146,10 @@ def adopt(namespace, names, saved, given):
         if name not in saved:
             continue
         value = coerce(name, saved[name], namespace[name], "the checkpoint's settings")
-        if name not in given or name == "seed":  # a resumed run keeps its seed
+        if name not in given:
             namespace[name] = value
-        if given.get(name, value) != value:
-            change = f"{name} is now {given[name]!r} (the run had {value!r})"
-            differences.append("another --seed changes nothing in a resumed run" if name == "seed" else change)
+        elif given[name] != value:
+            differences.append(f"{name} is now {given[name]!r} (the run had {value!r})")
     return differences
 
 

@@ -21,10 +21,9 @@ from nanogpt import run_log
 from nanogpt.bits_per_byte import bits_per_byte
 from nanogpt.checkpoint import has_run, load_model_file
 from nanogpt.distributed import Processes, pick_backend, share_evenly
-from nanogpt.forecast import Forecast
-from nanogpt.guard import StepGuard
+from nanogpt.guard import StepGuard, clip_gradients
 from nanogpt.mfu import RunningMFU
-from nanogpt.optim import clip_gradients, restore_optimizer, schedule_remark
+from nanogpt.optim import restore_optimizer, schedule_remark
 from nanogpt.progress import Progress
 from nanogpt.run_folder import RunFolder, generator_states
 from nanogpt.short_sample import ShortSamples
@@ -41,7 +40,6 @@ save_interval = 0  # iterations from one last.pt to the next; 0: save it at an e
 patience = 0  # end after this many evaluations in a row without a better val loss; 0: never
 max_seconds = 0.0  # end, evaluated and saved, after this time over all resumes; 0: never
 sample_interval = 0  # iterations from one short sample to the next, each after an evaluation; 0: none
-plan = False  # forecast time and memory at the start, and compare with the facts at the end
 init_from = "scratch"  # scratch, resume, auto (resume if out_dir has a run, else scratch), gpt2*, or a model's folder
 # loggers, in addition to the printed lines and log.csv
 tensorboard_log = False  # log to TensorBoard too, in out_dir/tensorboard
@@ -71,11 +69,10 @@ beta2 = 0.95  # AdamW's beta2
 grad_clip = 1.0  # clip the gradient at this norm; 0: do not clip
 max_nonfinite = 10  # stop after this many iterations in a row with a loss or gradient that is not finite
 spike_sigma = 0.0  # skip a step whose loss or gradient norm is this many deviations above the mean, such as 6; 0: never
-spike_rewind = 0.0  # go back to good.pt when the val loss is this far above the best, such as 1.0; 0: never
 # learning rate schedule
 decay_lr = True  # cosine decay after the warm-up; False: constant
 warmup_iters = 2000  # iterations of linear warm-up
-lr_decay_iters = 600000  # iteration at which the decay ends, about max_iters; 0 with max_seconds: it follows the clock
+lr_decay_iters = 600000  # iteration at which the decay ends; should be about max_iters
 min_lr = 6e-5  # learning rate after the decay; should be about learning_rate / 10
 # the machine
 backend = "auto"  # collectives under torchrun: nccl on CUDA, else gloo
@@ -98,8 +95,6 @@ say = processes.say  # prints lines on rank 0, and leaves out a None
 device = processes.own_device(devices.pick_device(device))
 backend = pick_backend(backend, device, world_size)
 device_type = devices.set_up(device, processes.local_world_size)
-if init_from not in ("resume", "auto"):  # check this before join(), where the other processes would wait
-    share_evenly(gradient_accumulation_steps, world_size)
 processes.join(backend)
 
 # ---- what to start from, and whether the settings fit together -----------------------------------------------------
@@ -110,7 +105,7 @@ remarks += adopt(globals(), settings, saved_settings, given)  # what was given o
 at_least(1, globals(), "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
 at_least(1, globals(), "max_nonfinite")
 at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
-at_least(0, globals(), "peak_flops lr_decay_iters patience max_seconds sample_interval spike_sigma spike_rewind")
+at_least(0, globals(), "peak_flops lr_decay_iters patience max_seconds sample_interval spike_sigma")
 at_least(0, globals(), "beta1 beta2 dropout", below=1)
 one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"), order=("random", "epoch"))
 micro_steps = share_evenly(gradient_accumulation_steps, world_size)
@@ -125,7 +120,6 @@ run_log.check_loggers(folder, tensorboard_log, wandb_log)
 torch.manual_seed(seed + rank)
 
 # ---- the model -----------------------------------------------------------------------------------------------------
-forecast = Forecast(plan and rank == 0, device)
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
 say(data.found_line)
@@ -153,7 +147,7 @@ say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
 
 # how far the run is, which a resume restores
 iter_num = saved.get("iter_num", 0)
-progress = Progress(saved, iter_num, config, tokens_per_iter, folder)
+progress = Progress(saved, iter_num, tokens_per_iter, processes, max_iters, patience, max_seconds)
 if (ended := progress.nothing_left(iter_num)) and not eval_only:
     say(ended)
     processes.leave()
@@ -166,6 +160,7 @@ samples = ShortSamples(sample_interval, data, vocab_size, seed, device)
 text_bytes = data.text_bytes(vocab_size, device)
 # windows alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
 batch_generator = torch.Generator().set_state(torch.get_rng_state())
+windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size, block_size, rank, world_size)
 
 
 def get_batch(split, evaluation=False):
@@ -183,14 +178,12 @@ model.to(device)
 processes.shard(model, sharding, device_type)  # with fsdp each process keeps a share of the weights
 optim = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, optimizer)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
-guard = StepGuard(config, processes, scaler, saved)  # skips bad steps, and decides when the run goes back
+skips_on_device = optimizer == "adamw" and sharding == "ddp"
+guard = StepGuard(saved, processes, scaler, device, skips_on_device, spike_sigma, max_nonfinite, out_dir)
 restore_optimizer(optim, scaler, saved, folder.loaded_path)
-windows = Windows(
-    order, batch_generator, guard.batch_seed, progress.tokens_seen, batch_size, block_size, rank, world_size
-)
 running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
-say(schedule_remark(config, progress.by_clock), forecast.line(model, config, running_mfu, world_size, iter_num))
+say(schedule_remark(decay_lr and not eval_only, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
 mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_params() * batch_size * block_size)
@@ -198,6 +191,10 @@ mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_
 eval_model = torch.compile(model, mode=mode) if compile else model
 train_model = processes.wrap_ddp(eval_model, sharding, device)
 folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older run's files into a dated folder
+batch, evaluated = folder.restore_point(saved, device, batch_generator, seed, (batch_size, block_size))
+wandb = {"project": wandb_project, "name": wandb_run_name, "config": config, "id": saved.get("wandb_id")}
+log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb if wandb_log else None)
+saved = initial = None  # frees the checkpoint, which is as large as the model and its optimizer
 
 
 # ---- what the loop calls -------------------------------------------------------------------------------------------
@@ -207,10 +204,9 @@ def get_lr(it):
         return learning_rate
     if it < warmup_iters:
         return learning_rate * (it + 1) / (warmup_iters + 1)
-    if it > lr_decay_iters and not progress.by_clock:
+    if it > lr_decay_iters:
         return min_lr
     decayed = (it - warmup_iters) / max(1, lr_decay_iters - warmup_iters)  # from 0 to 1; the two may be equal
-    decayed = progress.share_of_time if progress.by_clock else decayed
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * decayed)) * (learning_rate - min_lr)
 
 
@@ -218,19 +214,23 @@ def get_lr(it):
 def estimate_loss():
     """{split: mean loss over eval_iters batches}, and val_bpb, the val loss in bits per byte; None if asked to stop."""
     model.eval()
-    mean, n_bytes = {}, {}
+    mean = {}
     for split in ("train", "val"):
         # a column per process: the loss of each of its batches, and the bytes of text that its tokens stand for
-        per_batch = torch.zeros(2, math.ceil(eval_iters / world_size), world_size, device=device)
+        losses = torch.zeros(math.ceil(eval_iters / world_size), world_size, device=device)
+        n_bytes = torch.zeros_like(losses)
         with autocast:  # one context for all batches: without torch.compile it casts each weight only once
-            for row in range(per_batch.size(1)):
+            for k in range(len(losses)):
                 if processes.asked_to_stop():
                     return None
                 x, y = get_batch(split, evaluation=True)
-                per_batch[:, row, rank] = torch.stack([eval_model(x, y)[1], text_bytes.of(y)])
-        processes.add_up(per_batch)
-        mean[split], n_bytes[split] = (each.flatten()[:eval_iters].mean().item() for each in per_batch)
-    mean["val_bpb"] = bits_per_byte(mean["val"] * batch_size * block_size, n_bytes["val"])
+                losses[k, rank] = eval_model(x, y)[1]
+                n_bytes[k, rank] = text_bytes.of(y)
+        processes.add_up(losses)
+        processes.add_up(n_bytes)
+        mean[split] = losses.flatten()[:eval_iters].mean().item()
+    bytes_per_batch = n_bytes.flatten()[:eval_iters].mean().item()
+    mean["val_bpb"] = bits_per_byte(mean["val"] * batch_size * block_size, bytes_per_batch)
     model.train()
     return mean
 
@@ -243,61 +243,56 @@ def resume_point(evaluated):
 def save(name, point):
     """Writes the run, to be resumed from `point`, to out_dir/name. Every process calls it.
 
-    If the last gradients, the last evaluation or the next loss are not finite, the older file stays."""
-    if not guard.allows_save(name, model, point, autocast):
+    If the last gradients, the last evaluation or a weight are not finite, the older file stays."""
+    if not guard.allows_save(name, model, losses):
         return
+    if name == "ckpt.pt":
+        say(f"saving checkpoint to {out_dir}")
+    machine = {"device_type": device_type, "dtype": dtype, "compile": compile}
     folder.save(
-        name, model, optim, scaler, point, iter_num=iter_num, config=config, data=fingerprints, wandb_id=log.wandb_id,
-        **data.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
+        name, model, optim, scaler, point, machine, iter_num=iter_num, config=config, data=fingerprints,
+        wandb_id=log.wandb_id, **data.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
     )  # fmt: skip
 
 
 # ---- the training loop ---------------------------------------------------------------------------------------------
 processes.listen()  # from here on SIGTERM, SIGINT and SIGHUP stop the run between two micro-steps
-batch, evaluated = folder.restore_point(saved, device, batch_generator, seed + rank, (batch_size, block_size))
-x, y = batch if batch and order == "random" else get_batch("train")  # (B, T); with "epoch" it is the same again
-log = run_log.open_log(folder, iter_num, evaluated, len(guard.went_back), config, saved.get("wandb_id"))
-saved = initial = None  # frees the checkpoint, which is as large as the model and its optimizer
+x, y = batch if batch and order == "random" else get_batch("train")  # (B, T)
+losses = {}  # of the last evaluation
 clock = devices.Clock(device)
-saved_at = iter_num
+saved_at = iter_num  # what a resume has read need not be saved again, and a new run has nothing worth saving yet
 
 if eval_only and (losses := estimate_loss()):
     say(run_log.step_line(iter_num, losses))
 
-while iter_num <= max_iters and not eval_only:
+while not eval_only:
+    point = resume_point(evaluated)  # a stop before this iteration's step resumes from here
+    if iter_num > max_iters:
+        break
     lr = get_lr(iter_num)
     for group in optim.param_groups:
         group["lr"] = lr
 
     # evaluate, and save: ckpt.pt has the best model, or each evaluated one; last.pt is for an iteration without it
-    progress.read_clock()  # after get_lr(), which goes by what it found an iteration ago
-    point = resume_point(evaluated)  # a stop before this iteration's step resumes from here
-    if progress.evaluates_at(iter_num) and not evaluated:
-        losses = estimate_loss()
-        if losses is None:
+    time_is_up = progress.time_is_up()
+    if (iter_num % eval_interval == 0 or time_is_up) and not evaluated:
+        if (latest := estimate_loss()) is None:  # the run was asked to stop
             break
+        losses = latest
         say(run_log.step_line(iter_num, losses))
-        point = resume_point(evaluated=True)
-        sound = guard.note_evaluation(losses, progress.best_val_loss)
-        better = progress.note_evaluation(losses, iter_num)
+        better = progress.note_evaluation(losses, iter_num, time_is_up)
         log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
                   val_bpb=losses["val_bpb"], tokens_per_s=progress.rate, tokens_seen=progress.tokens_seen)  # fmt: skip
-        if (better or (always_save_checkpoint and sound)) and iter_num > 0:
-            say(f"saving checkpoint to {out_dir}")
+        point = resume_point(evaluated=True)
+        if (better or always_save_checkpoint) and iter_num > 0:
             save("ckpt.pt", point)
             saved_at = iter_num
         say(progress.line(iter_num), *samples.lines(model, iter_num, autocast))
-        if progress.ended_by and not guard.exploded:
+        if progress.ended_by:
             break
-    if guard.exploded:
-        iter_num = folder.go_back(iter_num, guard, progress, model, optim, windows, log)
-        (x, y), evaluated = get_batch("train"), True
-        continue
-    if progress.saves_at(iter_num) and saved_at != iter_num:
+    if iter_num % (save_interval or eval_interval) == 0 and saved_at != iter_num:
         save("last.pt", point)
         saved_at = iter_num
-    if guard.good:
-        save("good.pt", point)
     evaluated = False
 
     # forward and backward, with gradients accumulated over the micro-steps
@@ -316,7 +311,7 @@ while iter_num <= max_iters and not eval_only:
     # clip, and step: scaler.step, scaler.update, zero_grad, but no step if the gradients are not finite, or a spike
     scaler.unscale_(optim)
     grad_norm = clip_gradients(model.parameters(), grad_clip)
-    guard.step(optim, grad_norm, iter_num)
+    guard.step(optim, grad_norm)
 
     # time, and log: an evaluation and a save count in the time of their iteration, as in nanoGPT
     clock.tick()
@@ -334,7 +329,7 @@ while iter_num <= max_iters and not eval_only:
 
 # ---- the run has finished, or was asked to stop --------------------------------------------------------------------
 if not eval_only:
-    save("last.pt", point if iter_num <= max_iters else resume_point(evaluated=False))
-    say(guard.summary(), *run_log.last_lines(out_dir, progress, iter_num, device), forecast.compared(iter_num))
+    save("last.pt", point)
+    say(guard.summary(), *run_log.last_lines(out_dir, progress, iter_num, device))
 model = eval_model = train_model = optim = None  # drop these before leave(): otherwise gloo aborts at exit
 processes.leave()

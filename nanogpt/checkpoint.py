@@ -1,20 +1,19 @@
 """Checkpoints on disk: written whole or not at all, verified, read back.
 
 A checkpoint is nanoGPT's dict of six keys (model, optimizer, model_args, iter_num, best_val_loss, config), with our own
-beside them. ckpt.pt is the best model, or the latest evaluated one; last.pt is the state that a resume continues from;
-good.pt, with spike_rewind, is the state that a run goes back to.
+beside them. ckpt.pt is the best model, or the latest evaluated one; last.pt is the state that a resume continues from.
 Everything loads under torch.load(weights_only=True): no file that this program reads can run code.
 """
 
 import math
 import os
-import shutil
 import warnings
 import zipfile
 
 import torch
 
 from nanogpt.errors import UserError
+from nanogpt.files import whole_file
 
 KEYS = {"model": dict, "model_args": dict, "iter_num": int, "config": dict}
 OPTIONAL_KEYS = {
@@ -23,11 +22,8 @@ OPTIONAL_KEYS = {
     "data": dict, "wandb_id": (str, type(None)), "guard": dict, "evals_since_best": int, "time_over": (int, float),
     "tokenizer": str, "best_bpb": (float, type(None)),
 }  # fmt: skip
-GUARD_KEYS = (
-    "ring", "nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes", "exploded", "good", "skipped",
-    "went_back", "largest_norms",
-)  # fmt: skip
-RESUMED = ("last.pt", "ckpt.pt", "good.pt")  # what a resume looks at
+GUARD_KEYS = ("ring", "nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes", "skipped")
+RESUMED = ("last.pt", "ckpt.pt")  # what a resume looks at
 
 
 # ----------------------------------------------------------------------------------------------
@@ -35,48 +31,14 @@ RESUMED = ("last.pt", "ckpt.pt", "good.pt")  # what a resume looks at
 
 
 def save(checkpoint, path):
-    """Writes `checkpoint` to `path` whole or not at all; OSError where that fails, with the older file intact.
-
-    The bytes go to a temporary file in the same folder, are flushed to disk, and then take the name; the folder is
-    flushed last. So neither a kill nor a power cut leaves half a file.
-    """
-    temporary = f"{path}.{os.getpid()}.tmp"
+    """Writes `checkpoint` to `path` whole or not at all; OSError where that fails, with the older file intact."""
     try:
-        with open(temporary, "wb") as f:
+        with whole_file(path) as f:
             torch.save(checkpoint, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        flush_folder(os.path.dirname(path) or ".")
     except (OSError, RuntimeError) as error:  # torch reports a failed write as either
-        if os.path.exists(temporary):
-            os.remove(temporary)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         kept = "; the earlier checkpoint there is intact" if os.path.exists(path) else ""
         raise OSError(f"could not save {path}: {reason}{kept}") from error
-
-
-def name_again(path, name):
-    """Gives the checkpoint `path` the second name `name`, in place of what has it; a copy where links do not work."""
-    if os.path.exists(name) and os.path.samefile(path, name):
-        return  # renaming one link of a file to another would leave both
-    temporary = f"{name}.{os.getpid()}.tmp"
-    try:
-        os.link(path, temporary)
-    except OSError:
-        shutil.copyfile(path, temporary)
-        with open(temporary, "rb+") as f:
-            os.fsync(f.fileno())
-    os.replace(temporary, name)
-    flush_folder(os.path.dirname(name) or ".")
-
-
-def flush_folder(folder):
-    """Makes a rename in `folder` survive a power cut. Windows has no such call, and needs none."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -147,29 +109,16 @@ def load(path):
 def load_run(out_dir):
     """(checkpoint, path, remarks): the newest of RESUMED that is whole; UserError where none is."""
 
-    def age(path):
+    def iteration(path):
         try:
-            return _age(_read(path, mmap=True))  # reads the index, not the weights
+            return _read(path, mmap=True)["iter_num"]  # reads the index, not the weights
         except UserError:
-            return math.inf, 0  # tried first, so that what is wrong with it is said
+            return math.inf  # tried first, so that what is wrong with it is said
 
     paths = [path for path in (os.path.join(out_dir, name) for name in RESUMED) if os.path.exists(path)]
     if not paths:
         raise UserError(f"there is no checkpoint in {out_dir} (neither last.pt nor ckpt.pt)")
-    return _first_whole(sorted(paths, key=age, reverse=True), "going on from")
-
-
-def _age(checkpoint):
-    """What orders a run's checkpoints: how often the run had gone back, then the iteration."""
-    return len(checkpoint.get("guard", {}).get("went_back", [])), checkpoint.get("iter_num", -1)
-
-
-def is_newer(path, checkpoint):
-    """Whether the file at `path` is of a later state of the run than `checkpoint`, or cannot be read."""
-    try:
-        return _age(_read(path, mmap=True)) > _age(checkpoint)
-    except UserError:
-        return os.path.exists(path)
+    return _first_whole(sorted(paths, key=iteration, reverse=True), "going on from")
 
 
 def load_model_file(out_dir):
@@ -193,19 +142,18 @@ def _first_whole(paths, doing):
 
 def has_run(out_dir):
     """Whether out_dir holds a run that can be resumed."""
-    return any(os.path.exists(os.path.join(out_dir, name)) for name in ("last.pt", "ckpt.pt"))
+    return any(os.path.exists(os.path.join(out_dir, name)) for name in RESUMED)
 
 
 def peek(out_dir):
     """The newest readable checkpoint in out_dir with its tensors left on disk; an empty dict where there is none."""
-    best = {}
+    found = []
     for name in RESUMED:
         try:
-            found = _read(os.path.join(out_dir, name), mmap=True)
+            found.append(_read(os.path.join(out_dir, name), mmap=True))
         except UserError:
             continue
-        best = max(best, found, key=_age)
-    return best
+    return max(found, key=lambda checkpoint: checkpoint["iter_num"], default={})
 
 
 def newest(out_dir):

@@ -1,8 +1,9 @@
 """Files on disk: written whole or not at all, and a folder that one process alone writes to."""
 
 import os
+import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from nanogpt.errors import UserError, writing
 
@@ -24,8 +25,7 @@ def whole_file(path, mode="wb", **options):
         with writing(path), open(temporary, mode, **options) as f:
             yield f
             flush(f)
-        os.replace(temporary, path)
-        flush_folder(os.path.dirname(path) or ".")
+        rename(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -38,10 +38,21 @@ def flush(f):
         os.fsync(f.fileno())
 
 
-def flush_folder(folder):
-    """Makes a rename in `folder` survive a power cut. Windows has no such call, and needs none."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+def rename(path, name):
+    """Gives the file at `path` the name `name`, in place of what has it, and makes this survive a power cut.
+
+    A rename that fails is tried again: on Windows another program may have the file open for a moment. Not every file
+    system can flush a folder, and Windows has no such call: the file itself is whole all the same."""
+    for seconds in (0.1, 0.5, 2.0):
+        try:
+            os.replace(path, name)
+            break
+        except OSError:
+            time.sleep(seconds)
+    else:
+        os.replace(path, name)
+    with suppress(OSError):
+        handle = os.open(os.path.dirname(name) or ".", os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

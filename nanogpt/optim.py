@@ -10,7 +10,7 @@ import os
 import torch
 
 from nanogpt.device import fast_bfloat16
-from nanogpt.distributed import full_state, like
+from nanogpt.distributed import like
 from nanogpt.errors import UserError
 
 
@@ -30,9 +30,7 @@ def make_optimizer(model, weight_decay, learning_rate, betas, device_type, optim
     adamw = AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu", "mps"))
     if optimizer == "adamw":
         return adamw
-    # match_rms_adamw scales Muon's step to the size of AdamW's, so that one learning rate serves both
-    muon = Muon(hidden, learning_rate, weight_decay, betas[0], adjust_lr_fn="match_rms_adamw")
-    return MuonWithAdamW(muon, adamw)
+    return MuonWithAdamW(Muon(hidden, learning_rate, weight_decay, betas[0]), adamw)
 
 
 class WithoutDynamo:
@@ -68,14 +66,12 @@ class Muon(WithoutDynamo, torch.optim.Optimizer):
     """torch.optim.Muon over the matrices of split_qkv(): the same numbers, with matrices of one shape in one batch.
 
     One by one, a small model's matrices keep no device busy: a batch is up to three times as fast. A CPU that is slow
-    at bfloat16 computes in float32. The settings of a group are those of torch.optim.Muon, which older versions of
-    torch lack.
+    at bfloat16 computes in float32. Momentum is Nesterov's; a step has the size of AdamW's (match_rms_adamw:
+    arXiv:2502.16982), so that one learning rate serves both.
     """
 
-    def __init__(self, parameters, lr, weight_decay, momentum, adjust_lr_fn):
-        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "adjust_lr_fn": adjust_lr_fn}
-        settings |= {"nesterov": True, "ns_coefficients": (3.4445, -4.775, 2.0315), "eps": 1e-7, "ns_steps": 5}
-        super().__init__(parameters, settings)
+    def __init__(self, parameters, lr, weight_decay, momentum):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self):
@@ -86,30 +82,30 @@ class Muon(WithoutDynamo, torch.optim.Optimizer):
                     by_shape.setdefault(tuple(sorted(split_qkv(p)[0].shape)), []).append(p)
             for (_, longer), parameters in by_shape.items():
                 dtype = torch.bfloat16 if parameters[0].is_cuda or fast_bfloat16() else torch.float32
-                means = (self.momentum(p, group["momentum"], group["nesterov"]).to(dtype) for p in parameters)
+                means = (self._direction(p, group["momentum"]).to(dtype) for p in parameters)
                 updates = [update for mean in means for update in split_qkv(mean)]
                 x = torch.stack([u.mT if len(u) > u.size(1) else u for u in updates])  # (matrices, shorter, longer)
                 del updates
-                x = newton_schulz(x, group["ns_coefficients"], group["ns_steps"], group["eps"])
-                lr, scale = group["lr"], 0.2 * math.sqrt(longer)  # match_rms_adamw: arXiv:2502.16982
+                x = newton_schulz(x)
+                lr, scale = group["lr"], 0.2 * math.sqrt(longer)
                 matrices = [matrix for p in parameters for matrix in split_qkv(p)]
                 for matrix, update in zip(matrices, x, strict=True):
                     matrix.mul_(1 - lr * group["weight_decay"])
                     matrix.add_(update.mT if len(matrix) > matrix.size(1) else update, alpha=-lr * scale)
 
-    def momentum(self, p, beta, nesterov):
-        """The running mean of p's gradients, this one included; with `nesterov` the direction that Nesterov takes."""
+    def _direction(self, p, beta):
+        """Nesterov's: p's gradient, drawn towards the running mean of its gradients, this one included."""
         state = self.state[p]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)
         mean = state["momentum_buffer"].lerp_(p.grad, 1 - beta)
-        return p.grad.lerp(mean, beta) if nesterov else mean
+        return p.grad.lerp(mean, beta)
 
 
-def newton_schulz(x, coefficients, steps, eps):
+def newton_schulz(x, steps=5):
     """x (n, rows, columns), rows <= columns, with the singular values of each matrix brought near 1 (0.7 to 1.2)."""
-    a, b, c = coefficients
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    a, b, c = 3.4445, -4.775, 2.0315
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -146,16 +142,15 @@ class MuonWithAdamW:
 # the learning rate
 
 
-def schedule_remark(config, by_clock):
-    """A line if the learning rate's course may surprise the user, else None.
-
-    config: {setting: value} of train.py. by_clock: whether the decay follows the clock."""
-    names = ("decay_lr", "learning_rate", "warmup_iters", "lr_decay_iters", "max_iters", "min_lr")
-    decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr = (config[name] for name in names)
-    if not decay_lr or config["eval_only"]:
+def schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds):
+    """A line if the learning rate's course may surprise the user, else None. UserError if it is none any more."""
+    if not decay_lr:
         return None
-    if by_clock:
-        return "the learning rate follows the clock: a second run, or a resume, does not give the same digits"
+    if lr_decay_iters == 0 and max_seconds:
+        raise UserError(
+            "--lr_decay_iters=0 with --max_seconds: the learning rate does not follow the clock any more: "
+            "give the iteration at which the decay ends"
+        )
     if warmup_iters >= max_iters > 0:
         return (
             f"the warm-up of {warmup_iters} iterations does not end before max_iters = {max_iters}, so the learning "
@@ -167,19 +162,6 @@ def schedule_remark(config, by_clock):
             f"max_iters = {max_iters}: to decay until then give --lr_decay_iters={max_iters}"
         )
     return None
-
-
-# ----------------------------------------------------------------------------------------------
-# the gradients
-
-
-def clip_gradients(parameters, grad_clip):
-    """Scales the gradients so that their norm is at most `grad_clip` (0: leaves them). Returns the norm before that."""
-    parameters = list(parameters)
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    if grad_clip > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, grad_clip, grad_norm)
-    return full_state(grad_norm)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -3,19 +3,13 @@
 import glob
 import os
 import time
-import warnings
 
 import torch
 
 from nanogpt import checkpoint
-from nanogpt.distributed import full_state, like
+from nanogpt.distributed import full_state
 from nanogpt.errors import UserError
-from nanogpt.optim import restore_optimizer
-
-try:
-    import fcntl
-except ImportError:  # Windows has none: two runs in one out_dir go unnoticed there
-    fcntl = None
+from nanogpt.files import lock
 
 RUN_FILES = ("ckpt.pt", "last.pt", "good.pt", "log.csv", "tensorboard")
 # where a run computes and what it is for: a resume takes these from its own command
@@ -34,11 +28,13 @@ class RunFolder:
         self.writes = processes.rank == 0 and not read_only
         # Lock out_dir before reading it: another run may be writing. prepare() makes a new folder, once all is checked.
         locked_before = os.path.exists(os.path.join(out_dir, ".lock"))
-        self.lock = claim(out_dir) if self.writes and locked_before else None
+        self.lock = self._claim() if self.writes and locked_before else None
         self.run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's "none" names no run
         self.loaded_path = None
-        self.written = None  # (iteration, name) of this process's last save
-        self.longest_save = self.seconds_saving = 0.0  # of the saves by this process
+
+    def _claim(self):
+        busy = f"another run is writing to {self.out_dir}: stop it, or choose another --out_dir"
+        return lock(self.out_dir, busy)
 
     def resolve(self, init_from):
         """What a run starts from: "scratch", "resume" (the run in out_dir), a GPT-2's name, or a model's folder.
@@ -67,6 +63,11 @@ class RunFolder:
         """
         saved, self.loaded_path, remarks = checkpoint.load_run(self.out_dir)
         resumed = {name: value for name, value in saved["config"].items() if name not in NOT_RESUMED}
+        if saved.get("guard", {}).get("went_back") and resumed.get("order") == "epoch":
+            raise UserError(
+                f"{self.loaded_path}: this run went back to an earlier iteration, and its order of windows cannot be "
+                f"continued: start a new run from its weights by --init_from={self.out_dir}"
+            )
         machine = saved.get("machine", {})
         if machine.get("device_type") == device_type:
             resumed |= {"dtype": machine["dtype"], "compile": machine["compile"]}
@@ -93,7 +94,7 @@ class RunFolder:
     def prepare(self, resumed):
         """Locks out_dir for writing, and moves an earlier run's files aside unless this run has `resumed` from them."""
         if self.writes:
-            self.lock = self.lock or claim(self.out_dir)
+            self.lock = self.lock or self._claim()
             sweep(self.out_dir)
             moved = None if resumed else move_aside(self.out_dir)
             if moved:
@@ -103,94 +104,42 @@ class RunFolder:
         """Sets this process's random generators to where `saved` has them. Returns (batch, evaluated): the (x, y) that
         the run had drawn already, or None if it has none of that `batch_shape`; whether its iteration was evaluated.
 
-        A new run, and nanoGPT's checkpoints, have neither. Nor has a run whose number of processes has changed: then
-        this prints a line, and seeds the generator of the `batches` again, with `seed`.
+        A new run, and nanoGPT's checkpoints, have neither. The generator of the `batches` is seeded again if the run
+        has another `seed` now, or another number of processes, which this says.
         """
         points, now = saved.get("points"), self.processes.world_size
         if points is None:
             return None, False
+        new_seed = seed + self.processes.rank + 1_000_003 * saved["iter_num"]
         if len(points) != now:
             kind = "evaluation batches" if saved["config"].get("order") == "epoch" else "batches"
             self.processes.say(f"the run had {len(points)} processes and has {now} now: from here on other {kind} come")
-            batches.manual_seed(seed + 1_000_003 * saved["iter_num"])
+            batches.manual_seed(new_seed)
             return None, False
         point = points[self.processes.rank]
         restore_generators(point["generators"], device, batches)
+        if saved["config"].get("seed", seed) != seed:
+            batches.manual_seed(new_seed)
+            return None, point["evaluated"]
         fits = point["batch"] and point["batch"][0].shape == batch_shape
         return [ids.to(device) for ids in point["batch"]] if fits else None, point["evaluated"]
 
-    def save(self, name, model, optim, scaler, point, **facts):
+    def save(self, name, model, optim, scaler, point, machine, **facts):
         """Writes out_dir/name: model, optimizer and loss scaler, every process's resume `point`, and `facts`.
 
-        If this iteration's state is in a file already, good.pt becomes a second name of that file."""
-        began, keep = time.monotonic(), self.processes.rank == 0
-        before, self.written = self.written, (facts["iter_num"], name)
-        if name == "good.pt" and before and before[0] == facts["iter_num"]:
-            if keep:
-                checkpoint.name_again(os.path.join(self.out_dir, before[1]), os.path.join(self.out_dir, name))
-            self.processes.wait()
-            return
+        machine: {"device_type", "dtype", "compile"} of this run."""
+        keep = self.processes.rank == 0
         points = self.processes.gather({**point, "batch": [tokens.cpu() for tokens in point["batch"]]})
         weights, moments = (full_state(part.state_dict(), keep) for part in (model, optim))
         if keep:
             state = {"model": weights, "model_args": model.config.as_model_args(), "optimizer": moments}
-            state |= {"scaler": scaler.state_dict(), "points": points, "run_id": self.run_id}
-            config = facts["config"]
-            state["machine"] = {"device_type": torch.device(config["device"]).type}
-            state["machine"] |= {"dtype": config["dtype"], "compile": config["compile"]}
+            state |= {"scaler": scaler.state_dict(), "points": points, "run_id": self.run_id, "machine": machine}
             checkpoint.save(state | facts, os.path.join(self.out_dir, name))
         self.processes.wait()
-        taken = time.monotonic() - began
-        self.longest_save, self.seconds_saving = max(self.longest_save, taken), self.seconds_saving + taken
-
-    def go_back(self, iter_num, guard, progress, model, optim, windows, log):
-        """Puts the run back to good.pt, with other batches from there. Returns its iteration.
-
-        guard, progress, windows and log are the run's StepGuard, Progress, Windows and log. First the checkpoints of
-        what is undone make way for good.pt, so that no resume begins there. UserError if the guard says no.
-        """
-        path, rank = os.path.join(self.out_dir, "good.pt"), self.processes.rank
-        saved = checkpoint.load(path) if os.path.exists(path) else {}
-        saved = saved if saved and saved["config"]["dataset"] == guard.config["dataset"] else {}
-        self.processes.wait()  # until all have read it
-        for name in ("ckpt.pt", "last.pt") if saved and rank == 0 else ():
-            other = os.path.join(self.out_dir, name)
-            if checkpoint.is_newer(other, saved):
-                checkpoint.name_again(path, other)
-        seed = guard.go_back(iter_num, saved)
-        load_weights(model, saved["model"])
-        restore_optimizer(optim, guard.scaler, saved, path)
-        self.restore_point(saved, guard.device, windows.generator, seed + rank, None)
-        progress.go_back(saved)
-        windows.restart(seed, progress.tokens_seen)
-        log.go_back(saved["iter_num"], seed)
-        self.written = None
-        return saved["iter_num"]
 
 
 # ----------------------------------------------------------------------------------------------
 # the files in it
-
-
-def claim(out_dir):
-    """Locks `out_dir`, made where it is missing, for this process; UserError where another run holds the lock.
-
-    Returns the open lock file, which must be kept. The system drops the lock with the process, however that ends.
-    """
-    try:
-        os.makedirs(out_dir, exist_ok=True)
-        lock = open(os.path.join(out_dir, ".lock"), "w")
-    except (OSError, ValueError) as error:
-        raise OSError(f"cannot write to --out_dir={out_dir}: {getattr(error, 'strerror', error)}") from error
-    if fcntl:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another run is writing to {out_dir}: stop it, or choose another --out_dir") from None
-        except OSError as error:
-            # This file system has no locks: continue without one.
-            warnings.warn(f"{out_dir} cannot be locked ({error.strerror})", stacklevel=2)
-    return lock
 
 
 def sweep(out_dir):
@@ -217,14 +166,7 @@ def move_aside(out_dir):
 
 
 # ----------------------------------------------------------------------------------------------
-# what a resume, or going back, needs
-
-
-@torch.no_grad()
-def load_weights(model, weights):
-    """Copies the full tensors `weights` into the model's own, which may be sharded, or cropped to fewer positions."""
-    for name, own in model.state_dict().items():
-        own.copy_(like(weights[name][: len(own)], own))
+# what a resume needs
 
 
 def generator_states(device, batches):

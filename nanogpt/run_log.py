@@ -10,6 +10,7 @@ import torch
 from nanogpt.checkpoint import has_run, newest
 from nanogpt.device import peak_memory
 from nanogpt.errors import UserError, command, require
+from nanogpt.files import whole_file
 from nanogpt.progress import duration
 
 # ----------------------------------------------------------------------------------------------
@@ -35,19 +36,9 @@ def step_line(iter_num, losses):
 def last_lines(out_dir, progress, iter_num, device):
     """The last lines of a run: how it has ended, and what to type next. `progress` is the run's Progress."""
     if not progress.has_ended(iter_num):
-        return stopped_lines(out_dir, iter_num)
-    return finished_lines(out_dir, progress, iter_num, device)
-
-
-def stopped_lines(out_dir, iter_num):
-    """Those of a run that was asked to stop, with the command that resumes it."""
-    resume = command("train.py", "--init_from=resume", f"--out_dir={out_dir}")
-    to_type = f"; type: {resume}" if has_run(out_dir) else ""
-    return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{to_type}"]
-
-
-def finished_lines(out_dir, progress, iter_num, device):
-    """Those of a run that has ended by itself: what it came to."""
+        resume = command("train.py", "--init_from=resume", f"--out_dir={out_dir}")
+        to_type = f"; type: {resume}" if has_run(out_dir) else ""
+        return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{to_type}"]
     why = [f"ended by {progress.ended_by} at iteration {iter_num}"] if progress.ended_by else []
     best = f"best val loss {progress.best_val_loss:.4f} at iteration {progress.best_iter}"
     best += f", {progress.best_bpb:.4f} bits per byte" if progress.best_bpb is not None else ""
@@ -63,18 +54,17 @@ def finished_lines(out_dir, progress, iter_num, device):
 # ----------------------------------------------------------------------------------------------
 # log.csv, TensorBoard, Weights & Biases
 
+
 def check_loggers(folder, tensorboard_log, wandb_log):
     """UserError if a logger is asked for whose library is not installed. `folder` is a RunFolder: only rank 0 logs."""
-    if not folder.writes:
-        return
-    if wandb_log:
+    if folder.writes and wandb_log:
         require("--wandb_log=True", "wandb")
-    if tensorboard_log:
+    if folder.writes and tensorboard_log:
         require("--tensorboard_log=True", "tensorboard")
 
 
-# `train` and `eval`; where the run went back, a row `back`, of the iteration that it went back to, and the rows before
-# it that this has undone are marked
+# `train` and `eval`. Logs of older versions may have others, which stay: where such a run went back to an earlier
+# iteration, a row `back`, and before it the rows that this has undone
 KINDS = r"(undone )?(train|eval)|back \(seed [0-9]+\)"
 
 
@@ -94,159 +84,96 @@ def read_log(path):
     return rows
 
 
-def place(row):
-    """Orders the rows of a log: an iteration's evaluation comes before its training."""
-    return int(row["iter"]), row["kind"] == "train"
-
-
-def mark_undone(rows, iter_num):
-    """Marks the rows, in place, that come after the evaluation of iteration `iter_num`."""
-    for row in rows:
-        if row["kind"] in ("train", "eval") and place(row) >= (iter_num, True):
-            row["kind"] = f"undone {row['kind']}"
-
-
-def rows_before(rows, iter_num, evaluated, times_back):
-    """The rows of a log up to iteration `iter_num`, or up to its evaluation where that is `evaluated`.
-
-    times_back: how often the run had gone back by then. What it undid later is not yet undone, or not there."""
-    kept = []
-    for row in rows:
-        row["kind"] = row["kind"].removeprefix("undone ")
-        if row["kind"].startswith("back"):
-            if times_back == 0:
-                break
-            times_back -= 1
-            mark_undone(kept, int(row["iter"]))
-        kept.append(row)
-    return [row for row in kept if row["kind"] not in ("train", "eval") or place(row) < (iter_num, evaluated)]
-
-
-def logged_norms(out_dir):
-    """[(gradient norm, iteration)] of the rows in out_dir/log.csv, those of undone iterations too."""
-    rows = read_log(os.path.join(out_dir, "log.csv"))
-    return [(float(row["grad_norm"]), int(row["iter"])) for row in rows if row.get("grad_norm")]
-
-
 class RunLog:
     """What a run has printed, as a table: a row for each logged iteration and each evaluation.
 
-    Rows are appended to out_dir/log.csv, and sent to TensorBoard and Weights & Biases where these are asked for.
+    Rank 0 appends the rows to out_dir/log.csv, and sends them to the loggers that are asked for. wandb_id is that of
+    the W&B run, or None.
     """
 
     columns = (
         "iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen",
         "val_bpb",
     )  # fmt: skip
-    wandb_id = last_mfu = None
 
-    def __init__(self, out_dir, iter_num, evaluated, times_back=0):
-        """Continues the log before iteration `iter_num`, or after its evaluation where that is `evaluated`.
+    def __init__(self, folder, iter_num, evaluated, tensorboard=False, wandb=None):
+        """Continues the log in `folder`, a RunFolder, before iteration `iter_num`, or after its evaluation if that is
+        `evaluated`. Later rows are removed: the resumed run writes them again.
 
-        times_back: how often the run had gone back by then. Later rows are removed: the resumed run writes them
-        again."""
-        self.out_dir, self.path = out_dir, os.path.join(out_dir, "log.csv")
-        self.board = self.wandb = self.file = None
-        self._rewrite(rows_before(read_log(self.path), iter_num, evaluated, times_back), iter_num)
-
-    def _rewrite(self, rows, iter_num):
-        """Writes the file again with these rows, those before the ones from iteration `iter_num` on."""
-        self.iter_num = iter_num
-        self.rows_here = [row for row in rows if place(row) == (iter_num, False) and row["kind"] == "eval"]
+        wandb: arguments of WeightsAndBiases, or None."""
+        self.writes, self.loggers, self.wandb_id = folder.writes, [], None
+        if not self.writes:
+            return
+        self.path = os.path.join(folder.out_dir, "log.csv")
+        place = iter_num, evaluated  # an iteration's evaluation comes before its training
+        rows = read_log(self.path)
+        rows = [r for r in rows if r["kind"] not in ("train", "eval") or (int(r["iter"]), r["kind"] == "train") < place]
         try:
-            if self.file:
-                self.file.close()
-            with open(self.path + ".tmp", "w", newline="", encoding="utf-8") as f:
+            with whole_file(self.path, "w", newline="", encoding="utf-8") as f:
                 writer = csv.DictWriter(f, self.columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
-            os.replace(self.path + ".tmp", self.path)
             self.file = open(self.path, "a", newline="", encoding="utf-8")
         except OSError as error:
             raise self._failure(error) from error
         self.writer = csv.DictWriter(self.file, self.columns)
-
-    def go_back(self, iter_num, seed):
-        """Marks the rows after the evaluation of iteration `iter_num` as undone, and adds a row that says so.
-
-        seed: that of the batches from there. TensorBoard forgets what is undone; W&B keeps the rows that come again."""
-        rows = read_log(self.path)
-        mark_undone(rows, iter_num)
-        self._rewrite([*rows, {"iter": iter_num, "kind": f"back (seed {seed})"}], iter_num)
-        if self.board:
-            self.board.close()
-            self.add_tensorboard()
-
-    def add_tensorboard(self):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.board = SummaryWriter(os.path.join(self.out_dir, "tensorboard"), purge_step=self.iter_num)
-        for row in self.rows_here:  # purge_step removes them too, and the resumed run does not write them again
-            self._to_board(int(row["iter"]), row["kind"], {k: float(row[k]) for k in self.columns[2:] if row[k]})
-
-    def add_wandb(self, project, name, config, id):
-        """Starts the W&B run, or with the `id` of a saved one continues that."""
-        import wandb
-
-        try:
-            self.wandb = wandb.init(project=project, name=name, config=config, dir=self.out_dir, id=id, resume="allow")
-        except Exception as error:  # no login, no network, ...
-            raise UserError(
-                f"--wandb_log=True: wandb does not start ({' '.join(str(error).split())[:200]}): type wandb login, "
-                "or set WANDB_MODE=offline, or add --wandb_log=False"
-            ) from None
-        self.wandb.define_metric("*", step_metric="iter")  # a row that comes again replaces the one before
-        self.wandb_id = self.wandb.id
+        if tensorboard:
+            here = [row for row in rows if row["iter"] == str(iter_num) and row["kind"] == "eval"]
+            self.loggers.append(TensorBoard(folder.out_dir, iter_num, here))
+        if wandb:
+            self.loggers.append(WeightsAndBiases(**wandb, folder=folder.out_dir))
+            self.wandb_id = self.loggers[-1].run.id
 
     def write(self, **row):
         """Appends a row; `iter`, `kind` and any other of the columns."""
+        if not self.writes:
+            return
         try:
             self.writer.writerow(row)
             self.file.flush()
         except OSError as error:
             raise self._failure(error) from error
-        numbers = {name: value for name, value in row.items() if name not in ("iter", "kind") and value is not None}
-        if self.board:
-            self._to_board(row["iter"], row["kind"], numbers)
-        if self.wandb:
-            self.last_mfu = row.get("mfu") or self.last_mfu
-            values = {f"{row['kind']}/{name}": value for name, value in numbers.items()}
-            if row["kind"] == "eval":  # nanoGPT's keys too, for dashboards that were made for it
-                values |= {"train/loss": row["train_loss"], "val/loss": row["val_loss"], "lr": row["lr"]}
-                values |= {"mfu": self.last_mfu * 100} if self.last_mfu else {}
-            self.wandb.log({"iter": row["iter"], **values})
-
-    def _to_board(self, iter_num, kind, numbers):
-        for name, value in numbers.items():
-            self.board.add_scalar(f"{kind}/{name}", value, iter_num)
-        self.board.flush()
+        for logger in self.loggers:
+            logger.write(row, {k: v for k, v in row.items() if k not in ("iter", "kind") and v is not None})
 
     def _failure(self, error):
         return OSError(f"could not write {self.path}: {error.strerror}; the checkpoints there are intact")
 
 
-class NoLog:
-    """The log of a process that writes none: all but rank 0."""
+class TensorBoard:
+    def __init__(self, out_dir, iter_num, rows_here):
+        """rows_here: those of `iter_num` in log.csv. purge_step removes them, and a resumed run does not write them."""
+        from torch.utils.tensorboard import SummaryWriter
 
-    wandb_id = None
+        self.board = SummaryWriter(os.path.join(out_dir, "tensorboard"), purge_step=iter_num)
+        for row in rows_here:
+            self.write(row | {"iter": iter_num}, {k: float(row[k]) for k in RunLog.columns[2:] if row.get(k)})
 
-    def write(self, **row):
-        pass
+    def write(self, row, numbers):
+        for name, value in numbers.items():
+            self.board.add_scalar(f"{row['kind']}/{name}", value, row["iter"])
+        self.board.flush()
 
-    def go_back(self, iter_num, seed):
-        pass
 
+class WeightsAndBiases:
+    def __init__(self, project, name, config, id, folder):
+        """Starts a W&B run, or with the `id` of a saved one continues that. UserError where wandb does not start."""
+        import wandb
 
-def open_log(folder, iter_num, evaluated, times_back, config, wandb_id):
-    """The log of the run in `folder` (a RunFolder) from iteration `iter_num` on, with the loggers that were asked for.
+        try:
+            self.run = wandb.init(project=project, name=name, config=config, dir=folder, id=id, resume="allow")
+        except Exception as error:  # no login, no network, ...
+            raise UserError(
+                f"--wandb_log=True: wandb does not start ({' '.join(str(error).split())[:200]}): type wandb login, "
+                "or set WANDB_MODE=offline, or add --wandb_log=False"
+            ) from None
+        self.run.define_metric("*", step_metric="iter")  # a row that comes again replaces the one before
+        self.last_mfu = None
 
-    times_back: how often the run had gone back by then. config: {setting: value} of train.py. wandb_id: the W&B run
-    that a resume continues, or None."""
-    if not folder.writes:
-        return NoLog()
-    log = RunLog(folder.out_dir, iter_num, evaluated, times_back)
-    if config["tensorboard_log"]:
-        log.add_tensorboard()
-    if config["wandb_log"]:
-        log.add_wandb(config["wandb_project"], config["wandb_run_name"], config, wandb_id)
-    return log
+    def write(self, row, numbers):
+        self.last_mfu = row.get("mfu") or self.last_mfu
+        values = {f"{row['kind']}/{name}": value for name, value in numbers.items()}
+        if row["kind"] == "eval":  # nanoGPT's keys too, for dashboards that were made for it
+            values |= {"train/loss": row["train_loss"], "val/loss": row["val_loss"], "lr": row["lr"]}
+            values |= {"mfu": self.last_mfu * 100} if self.last_mfu else {}
+        self.run.log({"iter": row["iter"], **values})

@@ -15,8 +15,8 @@ from conftest import CHARACTERS, META, SYNTHETIC, TINY, error_line, flags, write
 from torch.nn import functional as F
 
 from data.folder import write_dataset
-from nanogpt import evaluation
 from nanogpt.distributed import Processes
+from tools import evaluation
 
 LINE = re.compile(
     r"(\S+): (\d+\.\d{4}) nats a token, perplexity (\d+\.\d{3}), (?:(\d+\.\d{4}) bits per byte, )?([\d,]+) tokens, "

@@ -12,7 +12,7 @@ import tomllib
 import pytest
 from conftest import ROOT, project_code
 
-SCRIPTS = {"train", "sample", "tools.plot", "tools.export"}
+SCRIPTS = {"train", "sample"} | {f"tools.{name}" for name in ("plot", "export", "evaluate", "plan", "bench", "gpu_check")}
 
 
 def module_name(path):

@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
 from nanogpt import device as devices
-from nanogpt import gpt2, mfu, planning
+from nanogpt import gpt2, mfu
 from nanogpt.errors import UserError
+from tools import planning
 
 
 def model_of(config):

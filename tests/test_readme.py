@@ -82,8 +82,8 @@ NOT_RUN = [
     (r"pip install .*", "needs the network", requirements_are_met),
     (r"python data/openwebtext/prepare\.py.*", "fetches 53 GB", settings_parse),
     (r"(\w+=\S+ )*torchrun .*--nnodes=.*", "needs several machines", settings_parse),
-    (r"python tests/bench\.py.*", "takes minutes to hours, and its timings want a quiet machine", is_a_program),
-    (r"python tests/gpu_check\.py.*", "needs a GPU", is_a_program),
+    (r"python tools/bench\.py.*", "takes minutes to hours, and its timings want a quiet machine", is_a_program),
+    (r"python tools/gpu_check\.py.*", "needs a GPU", is_a_program),
     (r"lm_eval .*", "needs a library of 1.8 GB, and the network", None),
     (r"python -m pytest .*|ruff check \.|\.ci/run", "these tests are a part of it", None),
 ]

@@ -29,7 +29,7 @@ from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices
 from nanogpt.distributed import Processes, pick_backend
 from nanogpt.errors import ROOT, UserError
-from nanogpt.evaluation import chunks_of, evaluate, pick_batch_size
+from tools.evaluation import chunks_of, evaluate, pick_batch_size
 
 # ---- settings ----------------------------------------------------------------------------------------------------
 

@@ -25,12 +25,13 @@ from data.dataset import new_vocab_size
 from data.folder import bin_path, read_facts
 from model import GPT, GPTConfig
 from nanogpt import device as devices
-from nanogpt import gpt2, planning
+from nanogpt import gpt2
 from nanogpt.checkpoint import has_run, peek
 from nanogpt.distributed import share_evenly
 from nanogpt.errors import ROOT, UserError, require
 from nanogpt.mfu import find_peak_flops, peak_from_table
 from nanogpt.run_folder import NOT_RESUMED
+from tools import planning
 
 # ---- settings, beside those of train.py --------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Times this trainer, alone or in turn with another checkout that has nanoGPT's command line and printed lines.
 
-    python tests/bench.py                                  every row
-    python tests/bench.py --peer=DIR train_cpu sample_baby   these rows, beside the checkout in DIR
-    python tests/bench.py --device=cpu                     on the CPU; by default on a GPU where there is one
+    python tools/bench.py                                  every row
+    python tools/bench.py --peer=DIR train_cpu sample_baby   these rows, beside the checkout in DIR
+    python tools/bench.py --device=cpu                     on the CPU; by default on a GPU where there is one
 
 A row runs whole commands in turn, ours, peer's, ours, ..., and quotes medians. train rows take the
 median of the printed iteration times (the first five left out), sample rows the seconds between
@@ -60,9 +60,9 @@ def child(command, cwd):
 
 def measured(command, cwd, device):
     """[stdout, seconds, peak MiB] of one run of `command`; on a GPU the peak of the GPU's memory."""
-    if device == "cuda":  # tests/gpu_hooks.py reads it at the end of the script
+    if device == "cuda":  # tools/gpu_hooks.py reads it at the end of the script
         python, *script = command
-        out, seconds = child([python, os.path.join(ROOT, "tests", "gpu_hooks.py"), "memory", *script], cwd)
+        out, seconds = child([python, os.path.join(ROOT, "tools", "gpu_hooks.py"), "memory", *script], cwd)
         return out, seconds, json.loads(re.findall(r"^seen: (.*)$", out, re.M)[-1])["device_mib"]
     out, _ = child([sys.executable, os.path.join(PROGRAMS, "measure_command.py"), cwd, *command], cwd)
     return json.loads(out)

@@ -1,6 +1,6 @@
-"""Runs a script with an instrument attached, for tests/gpu_check.py and tests/bench.py.
+"""Runs a script with an instrument attached, for tools/gpu_check.py and tools/bench.py.
 
-    python tests/gpu_hooks.py INSTRUMENT SCRIPT ARGUMENT...
+    python tools/gpu_hooks.py INSTRUMENT SCRIPT ARGUMENT...
 
 The script runs as `python SCRIPT ARGUMENT...` would. The last line is `seen: ` and what the instrument saw, as JSON.
 """
@@ -85,9 +85,9 @@ def synchronisations(mode):
 
 def poisoned_gradient():
     """Puts a NaN into a gradient once, and compares all weights and moments before and after that iteration's step."""
-    from nanogpt import guard, optim
+    from nanogpt import guard
 
-    clip, found, iteration, before = optim.clip_gradients, {}, [0], []
+    clip, found, iteration, before = guard.clip_gradients, {}, [0], []
 
     def bits(optimizer):
         weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -101,16 +101,16 @@ def poisoned_gradient():
         return clip(parameters, grad_clip)
 
     class WatchedGuard(guard.StepGuard):
-        def step(self, optimizer, grad_norm, iter_num):
+        def step(self, optimizer, grad_norm):
             before[:] = bits(optimizer) if iteration[0] == POISONED else []
-            super().step(optimizer, grad_norm, iter_num)
+            super().step(optimizer, grad_norm)
             if before:
                 after = bits(optimizer)
                 found["tensors"] = len(after)
                 found["changed"] = sum(not torch.equal(*pair) for pair in zip(before, after, strict=True))
             iteration[0] += 1
 
-    optim.clip_gradients, guard.StepGuard = poisoning_clip, WatchedGuard
+    guard.clip_gradients, guard.StepGuard = poisoning_clip, WatchedGuard
     return lambda: found
 
 
