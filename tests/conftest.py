@@ -29,7 +29,7 @@ SHARED = ROOT.parent / "shared"
 if (SHARED / "tiktoken").is_dir():
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken"))
 
-# The settings of golden/synthetic.csv, as shared/DESIGN.md gives them.
+# The settings that nanoGPT had when it printed golden/synthetic.csv.
 SYNTHETIC = dict(
     dataset="synthetic", device="cpu", dtype="float32", compile=False, n_layer=2, n_head=2, n_embd=64, block_size=32,
     batch_size=8, gradient_accumulation_steps=2, max_iters=150, lr_decay_iters=120, warmup_iters=10,

@@ -157,7 +157,7 @@ def test_the_newer_of_the_two_files_is_taken(train, small_run):
 
 
 def test_the_newer_of_the_two_checkpoints_that_is_whole_is_resumed(run, synthetic_run, tmp_path):
-    """A single flipped bit in last.pt: ckpt.pt is taken, and that is said (settled 4)."""
+    """A single flipped bit in last.pt: ckpt.pt is taken, and that is said. torch.load alone would not notice it."""
     shutil.copytree(synthetic_run[0], tmp_path / "out")
     path = tmp_path / "out" / "last.pt"
     data = bytearray(path.read_bytes())

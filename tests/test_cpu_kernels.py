@@ -19,7 +19,7 @@ from nanogpt.cpu_kernels import CPUAttention, keep_mask, pack_linear_layers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
 def test_each_position_modulo_8_is_dropped_at_the_same_rate(p, dtype):
-    """A random int64 whose top bit is 0 would drop every eighth twice as often (settled 2)."""
+    """A random int64 whose top bit is 0 would drop every eighth twice as often."""
     torch.manual_seed(0)
     mask = keep_mask(torch.empty(400_000, dtype=dtype), p)
     assert mask.dtype == dtype and set(mask.unique().tolist()) == {0.0, 1.0}

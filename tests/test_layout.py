@@ -1,6 +1,6 @@
 """The layout holds: which module may import which, what lies where, and how long a file is.
 
-What is allowed stands in CONTRIBUTING.md and shared/DESIGN.md's section "Layout".
+What is allowed stands in CONTRIBUTING.md.
 """
 
 import ast

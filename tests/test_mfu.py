@@ -1,4 +1,4 @@
-"""nanogpt/mfu.py: the peaks of devices, against the makers' data sheets. shared/DESIGN.md's section "MFU"."""
+"""nanogpt/mfu.py: the peaks of devices, against the makers' data sheets."""
 
 import re
 

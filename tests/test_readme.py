@@ -103,7 +103,6 @@ RUN = [
     (r"python sample\.py .*--init_from=gpt2.*", f"{FROM_GPT2} --max_new_tokens=20"),
     (r"python data/\w+/prepare\.py.*", ""),
     (r"python train\.py .*--init_from=(resume|auto).*", f"{ONCE} --max_iters=4"),
-    (r"python train\.py.*--help", ""),
     (r"python train\.py.*", SIZES),
     (r"(\w+=\S+ )*torchrun --standalone .*train\.py.*", SIZES),
     (r"(echo .*\| *)?python sample\.py.*", "--device=cpu --max_new_tokens=20"),

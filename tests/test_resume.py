@@ -211,7 +211,7 @@ def half_way(run, tmp_path_factory):
 
 @pytest.mark.parametrize("name, value", [("beta1", 0.5), ("beta2", 0.5), ("weight_decay", 0.7)])
 def test_optimizer_settings_changed_on_resume_take_effect(run, half_way, tmp_path, name, value):
-    """A group loaded from a checkpoint brings its own, and turns fused off (shared/DESIGN.md, settled 3)."""
+    """A group loaded from a checkpoint brings its own, and turns fused off."""
     shutil.copytree(half_way[0], tmp_path / "out")
     changed = {name: value}
     more = flags(init_from="resume", device="cpu", max_iters=29, **changed)
