@@ -1,7 +1,7 @@
 """Settings from config files and --key=value arguments.
 
 A script's settings are its plain module globals. configure(globals()) applies config files and arguments to them, later
-ones winning. Importing this module also has mistakes printed as one line (nanogpt/errors.py).
+ones winning, and from then on mistakes are printed as one line (nanogpt/errors.py).
 """
 
 import ast
@@ -13,9 +13,17 @@ import sys
 
 import numpy as np
 
-from nanogpt import config_file
+from nanogpt import config_file, errors
 from nanogpt.errors import ROOT, UserError
 from nanogpt.text_file import read_text
+
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+# {a setting of earlier versions: (the value that switched it off, what to do in its place)}. Old config files, commands
+# and checkpoints may have the first; any other value is an error.
+REMOVED = {
+    "spike_rewind": (0.0, "resume from ckpt.pt with another --seed or a lower rate (docs/exploding_loss.md)"),
+    "plan": (False, "use tools/plan.py"),
+}
 
 
 def setting_names(namespace):
@@ -33,39 +41,46 @@ def coerce(name, value, default, where):
     if wanted is int and type(value) is float and value.is_integer():
         value = int(value)  # max_iters = 1e4
     if type(value) is int and wanted in (int, float) and abs(value) >= 1 << 62:
-        raise UserError(f"{where[:80]}: {name} takes {_article(wanted)} of fewer digits")
+        raise UserError(f"{where[:80]}: {name} takes {KINDS[wanted]} of fewer digits")
     value = float(value) if wanted is float and type(value) is int else value
     if type(value) is not wanted:
         not_this = config_file.shown(value)
-        raise UserError(f"{where}: {name} takes {_article(wanted)}, such as {default!r}, not {not_this}")
+        raise UserError(f"{where}: {name} takes {KINDS[wanted]}, such as {default!r}, not {not_this}")
     if wanted is float and not math.isfinite(value):
         raise UserError(f"{where}: {name} takes a finite number, not {value!r}")
     return value
 
 
-def _article(kind):
-    return {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[kind]
+def check_removed(values):
+    """UserError where one of REMOVED is switched on in `values`, {name: value}."""
+    for name, (off, advice) in REMOVED.items():
+        if (value := values.get(name, off)) != off:
+            raise UserError(
+                f"--{name}={value}: there is no setting {name} any more: {advice}; --{name}={off} does without it"
+            )
 
 
-def _value(key, text, namespace, argument):
+def _value(key, text, default, argument):
     """The value of --key=text."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
-    if isinstance(namespace[key], str) and not isinstance(value, str) and namespace[key] != "auto":
+    if isinstance(default, str) and not isinstance(value, str) and default != "auto":
         value = text  # --start=1984 is a prompt
-    return coerce(key, value, namespace[key], argument)
+    return coerce(key, value, default, argument)
 
 
-def _from_config_file(path, namespace, names):
-    """({name: value} of the settings in the config file at `path`, the mistakes in it, the notes on it)."""
+def _from_config_file(path, settings):
+    """({name: value} of the settings in the config file at `path`, the mistakes in it, the notes on it).
+
+    `settings` are {name: value} of all, as they are before it."""
     found = path if os.path.exists(path) else os.path.join(ROOT, path)
     where = f"config file {path}"
     source = read_text(found, where)
-    values = config_file.run(source, found, where, {name: namespace[name] for name in names})
-    mistakes, notes = config_file.judge_names(values, source, names, where)
-    values = {name: coerce(name, values[name], namespace[name], where) for name in values if name in names}
+    values = config_file.run(source, found, where, settings)
+    mistakes, notes = config_file.judge_names(values, source, settings, where)
+    values = {name: coerce(name, values[name], settings[name], where) for name in values if name in settings}
     return values, mistakes, notes
 
 
@@ -101,9 +116,11 @@ def configure(namespace, positional=None, sources=()):
     """Applies the command line to a script's settings, `namespace` (its globals()), in place.
 
     An argument without dashes is a config file; where a script takes other files, it is passed to `positional`. --help
-    shows the comments of the scripts `sources`. Returns {name: value} of what was given. Raises UserError.
+    shows the comments of the scripts `sources`. Returns the script's Settings. Raises UserError.
     """
+    errors.install()
     names = setting_names(namespace)
+    settings = {name: off for name, (off, _) in REMOVED.items()} | {name: namespace[name] for name in names}
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for odd bytes in a path, or a plain terminal
@@ -113,8 +130,8 @@ def configure(namespace, positional=None, sources=()):
     given, mistakes, notes = {}, [], []
     for at, argument in enumerate(sys.argv[1:], 2):
         key, equals, text = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and equals and key in names:
-            given[key] = _value(key, text, namespace, argument)
+        if argument.startswith("--") and equals and key in settings:
+            given[key] = _value(key, text, settings[key], argument)
         elif argument.startswith("--") and equals:
             mistakes.append(config_file.unknown(key, config_file.nearest(key, names), argument))
         elif argument.startswith("-") or (key in names and not os.path.exists(argument)):
@@ -123,57 +140,65 @@ def configure(namespace, positional=None, sources=()):
         elif positional:
             positional(argument)
         else:
-            values, more_mistakes, more_notes = _from_config_file(argument, namespace | given, names)
+            values, more_mistakes, more_notes = _from_config_file(argument, settings | given)
             given |= values
             mistakes += more_mistakes
             notes += more_notes
     if mistakes:
         raise UserError("; ".join(mistakes))
+    check_removed(given)
     if int(os.environ.get("RANK", 0)) == 0:
         for note in notes:
             print(note)
-    namespace.update(given)
-    return given
+    namespace.update((name, given[name]) for name in names if name in given)
+    return Settings(namespace, names, given)
 
 
-def adopt(namespace, names, saved, given):
-    """Applies a checkpoint's settings, `saved`, to those of a script's `names` that the user has not given.
+class Settings:
+    """A script's settings: `names`, of its globals() `namespace`, of which the user has `given` some, {name: value}."""
 
-    Returns a line for each setting that now differs from the saved one.
-    """
-    differences = []
-    for name in names:
-        if name not in saved:
-            continue
-        value = coerce(name, saved[name], namespace[name], "the checkpoint's settings")
-        if name not in given:
-            namespace[name] = value
-        elif given[name] != value:
-            differences.append(f"{name} is now {given[name]!r} (the run had {value!r})")
-    return differences
+    def __init__(self, namespace, names, given):
+        self.namespace, self.names, self.given = namespace, names, given
 
+    def values(self):
+        """{name: value} of all settings, as they are now."""
+        return {name: self.namespace[name] for name in self.names}
 
-def adopt_model_sizes(namespace, given, config, init_from):
-    """Sets n_layer, n_head, n_embd and bias to those of the model, whose GPTConfig is `config`.
+    def adopt(self, saved):
+        """Applies a checkpoint's settings, `saved`, where the user has given none.
 
-    UserError where the user gave another value, which a trained model cannot take.
-    """
-    for name in ("n_layer", "n_head", "n_embd", "bias"):
-        namespace[name] = getattr(config, name)
-        if given.get(name, namespace[name]) != namespace[name]:
-            raise UserError(f"--{name}={given[name]}: the model of --init_from={init_from} has {namespace[name]}")
+        Returns a line for each setting that now differs from the saved one."""
+        check_removed(saved | self.given)
+        unknown = sorted(saved.keys() - {*self.names} - REMOVED.keys())
+        differences = [f"the checkpoint has settings that are not known here: {', '.join(unknown)}"] if unknown else []
+        for name in self.names:
+            if name not in saved:
+                continue
+            value = coerce(name, saved[name], self.namespace[name], "the checkpoint's settings")
+            if name not in self.given:
+                self.namespace[name] = value
+            elif self.given[name] != value:
+                differences.append(f"{name} is now {self.given[name]!r} (the run had {value!r})")
+        return differences
 
+    def adopt_model_sizes(self, config, init_from):
+        """Sets n_layer, n_head, n_embd and bias to those of the model, whose GPTConfig is `config`.
 
-def at_least(least, namespace, names, below=math.inf):
-    """UserError naming the first of the settings `names` (one text) that is below `least`, or not below `below`."""
-    for name in names.split():
-        if not least <= namespace[name] < below:
-            limit = f" and below {below}" if below < math.inf else ""
-            raise UserError(f"--{name}={namespace[name]}: must be at least {least}{limit}")
+        UserError where the user gave another value, which a trained model cannot take."""
+        for name in ("n_layer", "n_head", "n_embd", "bias"):
+            own = self.namespace[name] = getattr(config, name)
+            if self.given.get(name, own) != own:
+                raise UserError(f"--{name}={self.given[name]}: the model of --init_from={init_from} has {own}")
 
+    def at_least(self, least, names, below=math.inf):
+        """UserError naming the first of `names` (one text) whose value is below `least`, or not below `below`."""
+        for name in names.split():
+            if not least <= self.namespace[name] < below:
+                limit = f" and below {below}" if below < math.inf else ""
+                raise UserError(f"--{name}={self.namespace[name]}: must be at least {least}{limit}")
 
-def one_of(namespace, **choices):
-    """UserError naming the first of the settings that is none of its choices."""
-    for name, values in choices.items():
-        if namespace[name] not in values:
-            raise UserError(f"--{name}={namespace[name]}: takes {' or '.join(values)}")
+    def one_of(self, **choices):
+        """UserError naming the first of the settings that is none of its choices."""
+        for name, values in choices.items():
+            if self.namespace[name] not in values:
+                raise UserError(f"--{name}={self.namespace[name]}: takes {' or '.join(values)}")

@@ -19,8 +19,9 @@ import numpy as np
 
 from data.bins import SPLITS, bin_name, dtype_in, dtype_of, fingerprint
 from data.meta import read_meta
-from data.tokenizer import LARGEST_ID, read_tokenizer
+from data.tokenizer import LARGEST_ID
 from nanogpt.errors import UserError, writing
+from nanogpt.text_file import read_text
 
 FACTS = "dataset.json"
 TOKENS = ("meta.pkl", "tokenizer.json")  # what the ids stand for, unless they are GPT-2's
@@ -85,7 +86,7 @@ def tokens_in(folder, facts):
         raise UserError(
             f"{path} has changed since the dataset was prepared: prepare it again, or put the old file back"
         )
-    return (read_meta(path), None) if name == "meta.pkl" else (None, read_tokenizer(path))
+    return (read_meta(path), None) if name == "meta.pkl" else (None, read_text(path))
 
 
 def sha256_of(path):

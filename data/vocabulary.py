@@ -8,9 +8,10 @@ import os
 
 from data.folder import FACTS, TOKENS, read_facts, tokens_in
 from data.meta import check_meta
-from data.tokenizer import codec_of_tokenizer, parse, read_tokenizer, same_tokenizer
+from data.tokenizer import codec_of_tokenizer, parse, same_tokenizer
 from data.tokens import GPT2_VOCAB_SIZE, BPECodec, CharCodec
 from nanogpt.errors import ROOT, UserError
+from nanogpt.text_file import read_text
 
 
 def codec_for(meta, where="meta.pkl"):
@@ -92,7 +93,7 @@ def kept_of_gpt2(init_from, vocab_size):
     path = os.path.join(init_from, "tokenizer.json")
     if not os.path.isfile(path):
         return {"meta": None} if vocab_size >= GPT2_VOCAB_SIZE else None
-    text = read_tokenizer(path)
+    text = read_text(path)
     parse(text, path)
     try:
         return kept_of_codec(codec_of_tokenizer(text, path))
@@ -116,7 +117,7 @@ def codec_of_folder(name_or_path, vocab_size):
     cannot be read, or has more ids than the model."""
     path = os.path.join(name_or_path, "tokenizer.json")
     has_own = os.path.isfile(path)
-    codec = codec_of_tokenizer(read_tokenizer(path), path) if has_own else BPECodec()
+    codec = codec_of_tokenizer(read_text(path), path) if has_own else BPECodec()
     if os.path.isdir(name_or_path) and not has_own and codec.vocab_size > vocab_size:
         raise UserError(f"{name_or_path} has no tokenizer.json, and its {vocab_size} ids are not GPT-2's")
     return _checked_size(codec, vocab_size, name_or_path)

@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 import time
+import traceback
 import types
 
 import numpy as np
@@ -33,10 +34,9 @@ def run(source, path, name, settings):
     try:
         exec(compile(source, path, "exec"), scope)
     except Exception as error:
-        frame, line = error.__traceback__, getattr(error, "lineno", None)
-        while frame:  # the deepest line that is the file's own
-            line = frame.tb_lineno if frame.tb_frame.f_code.co_filename == path else line
-            frame = frame.tb_next
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame.lineno for frame in frames if frame.filename == path]  # the last is the deepest line of the file
+        line = own[-1] if own else getattr(error, "lineno", None)
         reason = getattr(error, "msg", None) or f"{type(error).__name__}: {error}"
         raise UserError(f"{name}, line {line}: {reason}") from None
     return {k: v for k, v in scope.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}

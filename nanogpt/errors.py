@@ -1,9 +1,8 @@
 """Prints a mistake of the user and a failure of the machine as one line, without a traceback; and paths of the project.
 
-Importing this module sets the exception hook: a UserError prints `error: ...` and exits with code 2, a failure of the
+After install(), which configure() calls, a UserError prints `error: ...` and exits with code 2. A failure of the
 machine (disk full, out of memory, another process gone) prints the same and exits with code 1. Anything else is a bug
-and keeps its traceback. A standard stream that is closed at the start is replaced by the null device, so that no file
-opened later takes its number.
+and keeps its traceback.
 """
 
 import atexit
@@ -21,6 +20,7 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project: config/ and data/ are in it
 
+_held = []  # what when_the_script_ends() was given
 memory_advice = "try a smaller --batch_size or --block_size, or a smaller model"
 
 # not every version of torch has a class for the errors of several processes: their words tell them
@@ -97,6 +97,16 @@ def machine_failure(error):
     return None
 
 
+def when_the_script_ends(give_back):
+    """Has give_back() called when the script ends, in whatever way, in a notebook, whose process lives on."""
+    _held.append(give_back)
+
+
+def _end_script():
+    while _held:
+        _held.pop()()
+
+
 def drop_output():
     """Sends everything printed from now on, and what is still buffered, to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -110,17 +120,23 @@ def complain(message):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def _open_closed_streams():
-    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+def install():
+    """From now on, in this process: one line for what is not a bug, and a standard stream that is closed leads to the
+    null device, so that no file opened later takes its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
         if getattr(sys, name) is None and name != "stdin":
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+    sys.excepthook = report
+    atexit.register(_flush_output)
+    _end_script()  # the one before, in the same cell of a notebook
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+        shell.events.register("post_execute", _end_script)
 
 
-@atexit.register
 def _flush_output():
     """Flushes stdout. Python would do it after this, and print a complaint where nobody can read stdout any more."""
     try:
@@ -135,14 +151,15 @@ def _flush_output():
 
 def report(kind, error, trace):
     """sys.excepthook: prints one line for what is not a bug, and exits."""
+    unread = False
     try:
         sys.stdout.flush()
     except OSError:
+        unread = True
         drop_output()
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
-    if issubclass(kind, BrokenPipeError):  # `| head` has read enough: this is no error
-        drop_output()
+    if issubclass(kind, BrokenPipeError) and unread:  # `| head` has read enough: this is no error
         sys.exit(0)
     message = str(error) if issubclass(kind, UserError) else machine_failure(error)
     if message is None:
@@ -156,7 +173,3 @@ def report(kind, error, trace):
         message = f"rank {rank}: {message}"
     complain(message)
     sys.exit(2 if issubclass(kind, UserError) else 1)
-
-
-_open_closed_streams()
-sys.excepthook = report

@@ -97,39 +97,34 @@ class WithoutInit(TorchFunctionMode):
 
 
 def load_weights(make_model, config, path):
-    """make_model() for `config`, with the weights in the safetensors file at `path`; UserError where they do not fit.
+    """make_model(config), a GPT, with the weights in the safetensors file at `path`; UserError where they do not fit.
 
     The file is memory-mapped and copied once, to float32: peak memory is the model and one tensor.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
 
     try:
-        stored = _check_shapes(config, path)
+        with safe_open(path, framework="pt") as file:
+            stored = {name.removeprefix("transformer."): name for name in file.keys()}
+            check_sizes(config, {name: file.get_slice(there).get_shape() for name, there in stored.items()})
         with WithoutInit():
-            model = make_model()
+            model = make_model(config)
         _copy_weights(model, stored, path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} cannot be loaded: {error}") from None
     return model
 
 
-def _check_shapes(config, path):
-    """{name without "transformer.": name in the file}; ValueError where the sizes are not `config`'s.
+def check_sizes(config, shapes):
+    """ValueError unless weights of these `shapes`, {name without "transformer.": shape}, have the sizes in `config`.
 
-    This comes before a model of that size is made."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        stored = {name.removeprefix("transformer."): name for name in file.keys()}
-        shapes = {name: file.get_slice(there).get_shape() for name, there in stored.items()}
-    sizes = {"wte.weight": config["vocab_size"], "wpe.weight": config["block_size"]}
-    for name, rows in sizes.items():
-        size = [rows, config["n_embd"]]
-        if shapes.get(name) != size:
+    Call it before a model of these sizes is made. It serves checkpoints too."""
+    for name, rows in {"wte.weight": config.vocab_size, "wpe.weight": config.block_size}.items():
+        size = [rows, config.n_embd]
+        if name not in shapes or list(shapes[name]) != size:
             raise ValueError(f"{name} should be {size}, and is {shapes.get(name, 'missing')}")
-    if sum(name.endswith(".ln_1.weight") for name in stored) != config["n_layer"]:
-        raise ValueError(f"it is not of n_layer = {config['n_layer']}")
-    return stored
+    if sum(name.endswith(".ln_1.weight") for name in shapes) != config.n_layer:
+        raise ValueError(f"they are not of n_layer = {config.n_layer}")
 
 
 def _copy_weights(model, stored, path):

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, SYNTHETIC, error_line, flags, project_code
 
 import configurator
-from configurator import adopt, at_least, configure, one_of, setting_names
+from configurator import Settings, configure, setting_names
 from nanogpt.distributed import share_evenly
 from nanogpt.errors import UserError
 
@@ -39,7 +39,7 @@ later = 3  # is no setting yet when configure is called
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """script(*arguments) -> (its globals after configure, what configure returned)"""
+    """script(*arguments) -> (its globals after configure, what was given)"""
     path = tmp_path / "script.py"
     path.write_text(SCRIPT)
     monkeypatch.chdir(tmp_path)
@@ -48,7 +48,7 @@ def script(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         namespace = {"__file__": str(path), "configure": lambda names: configure(names, **options)}
         exec(compile(SCRIPT, str(path), "exec"), namespace)
-        return namespace, namespace["config"]
+        return namespace, namespace["config"].given
 
     return script
 
@@ -345,20 +345,22 @@ def test_help_shows_every_setting_with_the_default_and_the_comment_that_stand_in
 
 def test_adopt_takes_a_checkpoints_settings_where_none_is_given_and_says_what_differs():
     namespace = {"a": 1, "b": 2.0, "c": "x"}
-    said = adopt(namespace, ["a", "b", "c"], {"a": 10, "b": 5, "other": 3}, {"b": 2.0})
+    said = Settings(namespace, ["a", "b", "c"], {"b": 2.0}).adopt({"a": 10, "b": 5, "other": 3})
     assert namespace == {"a": 10, "b": 2.0, "c": "x"}
-    assert said == ["b is now 2.0 (the run had 5.0)"]
+    unknown = "the checkpoint has settings that are not known here: other"
+    assert said == [unknown, "b is now 2.0 (the run had 5.0)"]
     with pytest.raises(UserError, match="a takes a whole number"):
-        adopt({"a": 1}, ["a"], {"a": "x"}, {})
+        Settings({"a": 1}, ["a"], {}).adopt({"a": "x"})
 
 
 def test_at_least_one_of_and_share_evenly_name_the_setting():
-    at_least(1, {"a": 1, "b": 2}, "a b")
+    settings = Settings({"a": 1, "b": 0, "c": "x"}, ["a", "b", "c"], {})
+    settings.at_least(0, "a b")
     with pytest.raises(UserError, match="--b=0: must be at least 1"):
-        at_least(1, {"a": 1, "b": 0}, "a b")
-    one_of({"a": "x"}, a=("x", "y"))
-    with pytest.raises(UserError, match="--a=z: takes x or y"):
-        one_of({"a": "z"}, a=("x", "y"))
+        settings.at_least(1, "a b")
+    settings.one_of(c=("x", "y"))
+    with pytest.raises(UserError, match="--c=x: takes y or z"):
+        settings.one_of(c=("y", "z"))
     assert share_evenly(40, 8) == 5
     with pytest.raises(UserError, match="--gradient_accumulation_steps=5"):
         share_evenly(5, 2)
@@ -383,7 +385,7 @@ def settings(tmp_path, monkeypatch):
     def settings(*arguments, **options):
         monkeypatch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
         namespace = dict(SETTINGS)
-        return namespace, configure(namespace, **options)
+        return namespace, configure(namespace, **options).given
 
     return settings
 
@@ -489,6 +491,36 @@ def test_a_near_name_is_a_mistake_however_it_is_set(configured, text):
 @pytest.mark.parametrize("text", ["max_itres = [5]\n", "def max_itres():\n    pass\n", "class max_itres:\n    pass\n"])
 def test_a_near_name_of_something_that_is_no_plain_value_is_a_helper(configured, capsys, text):
     assert configured(text) == {} and capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("argument, advice", [
+    ("--spike_rewind=1", "resume from ckpt.pt with another --seed or a lower rate (docs/exploding_loss.md)"),
+    ("--plan=True", "use tools/plan.py"),
+])  # fmt: skip
+def test_a_setting_of_earlier_versions_is_an_error_that_says_what_to_do(settings, tmp_path, argument, advice):
+    name, value = argument[2:].split("=")
+    (tmp_path / "mine.py").write_text(f"{name} = {value}\n")
+    for given in (argument, "mine.py"):
+        message = mistake(settings, given)
+        assert f"there is no setting {name} any more: {advice}" in message and "did you mean" not in message
+
+
+def test_a_setting_of_earlier_versions_that_is_switched_off_is_taken_without_a_word(settings, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("spike_rewind = 0\nplan = False\nbatch_size = 3\n")
+    found, _ = settings("mine.py", "--spike_rewind=0.0", "--plan=False")
+    assert found == SETTINGS | {"batch_size": 3} and capsys.readouterr() == ("", "")
+
+
+def test_a_checkpoint_with_a_setting_of_earlier_versions_says_how_to_resume_it(settings):
+    old = {"spike_rewind": 1.0, "plan": False, "batch_size": 5}
+
+    def adopted(saved, *arguments):
+        namespace, given = settings(*arguments)
+        return Settings(namespace, list(SETTINGS), given).adopt(saved), namespace["batch_size"]
+
+    with pytest.raises(UserError, match="--spike_rewind=1.0: there is no setting.*; --spike_rewind=0.0 does without it"):
+        adopted(old)
+    assert adopted(old, "--spike_rewind=0.0") == adopted(old | {"spike_rewind": 0.0}) == ([], 5)
 
 
 def test_unknown_names_on_the_command_line_are_told_at_once(settings, tmp_path):

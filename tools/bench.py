@@ -286,7 +286,7 @@ PLANNED = ("train_baby", "train_cpu", "train_gpt2")
 def plan_rows(runs, temporary, device):
     """Forecast beside fact of three training rows, without and with recompute. A row outside the limits says so.
 
-    Time: tools/plan.py --measure=True, within 15 %. Memory: what train.py --plan=True forecasts, within 10 %."""
+    Time: tools/plan.py --measure=True, within 15 %. Memory: what it forecasts, within 10 %."""
     return "\n".join(
         plan_row(*TRAIN[name], recompute, runs, temporary, device) for name in PLANNED for recompute in (False, True)
     )
@@ -299,13 +299,13 @@ def plan_row(what, arguments, iters, recompute, runs, temporary, device):
     for _ in range(runs):
         out, _ = child([sys.executable, "tools/plan.py", *common, "--measure=True"], ROOT)
         forecast.append(float(re.search(r"^an iteration: ([\d.,]+) ms, measured", out, re.M)[1].replace(",", "")))
-        run = [*common, *NO_EVAL, f"--max_iters={iters}", "--plan=True", f"--out_dir={temporary}/out-bench"]
-        out, _ = child([sys.executable, "train.py", *run], ROOT)
+        memory.append(int(re.search(r"^  sum +([\d,]+) +([\d,]+)$", out, re.M)[1 + recompute].replace(",", "")))
+        run = [*common, *NO_EVAL, f"--max_iters={iters}", f"--out_dir={temporary}/out-bench"]
+        hook = [sys.executable, os.path.join(ROOT, "tools", "gpu_hooks.py"), "added_memory"]
+        out, _ = child([*hook, os.path.join(ROOT, "train.py"), *run], ROOT)
         times = [float(ms) for ms in re.findall(r"^iter \d+: loss \S+, time ([\d.]+)ms", out, re.M)]
         fact.append(statistics.median(times[5:]))
-        found = re.search(r"memory ([\d,]+) and ([\d,]+) MiB", out).groups()
-        for column, mib in zip((memory, held), found, strict=True):
-            column.append(int(mib.replace(",", "")))
+        held.append(json.loads(re.findall(r"^seen: (.*)$", out, re.M)[-1])["added_mib"])
     forecast, fact, memory, held = map(statistics.median, (forecast, fact, memory, held))
     time_off, memory_off = forecast / fact - 1, memory / held - 1
     cells = [f"plan: {what}{', recompute' * recompute}", f"{forecast:,.1f} / {fact:,.1f} ms", "-", f"{time_off:+.0%}", "-", "-"]

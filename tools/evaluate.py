@@ -10,25 +10,24 @@ standard error over windows of block_size tokens.
 
 import os
 import sys
-import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-import numpy as np
 import torch
 
-from configurator import at_least, configure, one_of
+from configurator import configure
 from data.bins import check_ids, check_size, open_bin
 from data.folder import bin_path, bytes_per_token, check_described, read_facts, tokens_in
 from data.pieces import pieces_for
-from data.text import check_missing, text_chunks
-from data.tokens import CharCodec, bytes_of_ids
+from data.text import check_missing, encode_piece, text_chunks
+from data.tokens import bytes_of_ids
 from data.vocabulary import codec_of_folder, codec_of_run, has_codec, kept, kept_of_codec, same_tokens
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices
 from nanogpt.distributed import Processes, pick_backend
 from nanogpt.errors import ROOT, UserError
+from nanogpt.meter import Meter
 from tools.evaluation import chunks_of, evaluate, pick_batch_size
 
 # ---- settings ----------------------------------------------------------------------------------------------------
@@ -43,9 +42,9 @@ batch_size = 0  # windows computed at once; 0: as many as keep the device busy
 device = "auto"  # cuda, cuda:N, mps or cpu
 dtype = "float32"  # float32 for exact figures; bfloat16 and float16 are faster, and off in the third or fourth digit
 
-configure(globals())
-at_least(0, globals(), "stride batch_size")
-one_of(globals(), split=("val", "train"))
+settings = configure(globals())
+settings.at_least(0, "stride batch_size")
+settings.one_of(split=("val", "train"))
 processes = Processes()
 device = processes.own_device(devices.pick_device(device))
 device_type = devices.set_up(device, processes.local_world_size)
@@ -79,14 +78,11 @@ if stride > block_size:
 
 def ids_of_file(path):
     """Yields the ids of the text in `path`, part by part, and counts them and their bytes in `of_file`."""
-    of_characters = isinstance(codec, CharCodec)
-    texts = text_chunks([path])
-    for text in texts if of_characters else pieces_for(codec, texts):
-        ids = np.array(codec.encode(text), dtype=np.int64) if of_characters else codec.encode_ordinary(text)
-        if not of_characters:
-            check_missing(codec.missing(text, ids))
+    for text in pieces_for(codec, text_chunks([path])):
+        ids, n_bytes, missing = encode_piece(text, codec)
+        check_missing(missing)
         of_file["tokens"] += len(ids)
-        of_file["bytes"] += len(text.encode())
+        of_file["bytes"] += n_bytes
         yield ids
 
 
@@ -132,16 +128,13 @@ if bytes_of is None and not file and not facts:  # an id does not tell its bytes
 
 processes.join(pick_backend("auto", device))
 model.to(device).eval()
-shown_at = time.monotonic()
+meter = Meter("evaluating, tokens", n_tokens - 1 if n_tokens else 0)
 
 
 def show(done):
-    """Shows on stderr, once a second, how many tokens have been predicted."""
-    global shown_at
-    if processes.rank == 0 and time.monotonic() - shown_at > 1:
-        shown_at = time.monotonic()
-        share = f" of {n_tokens - 1:,} ({done / (n_tokens - 1):.0%})" if n_tokens else ""
-        print(f"{done:,}{share} tokens".ljust(60), end="\r", file=sys.stderr, flush=True)
+    """Shows on stderr, on the first process, how many tokens have been predicted."""
+    if processes.rank == 0:
+        meter.show(done)
 
 
 with devices.autocast(device, dtype):

@@ -28,6 +28,25 @@ def device_memory():
     return seen
 
 
+def added_memory():
+    """The most memory that a run has taken beyond what the process held before it made the model, in MiB."""
+    import model
+    from nanogpt.device import peak_host_bytes
+
+    before, init = [], model.GPT.__init__
+
+    def taken():
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        return torch.cuda.max_memory_allocated() if on_gpu else peak_host_bytes()
+
+    def watched_init(self, config):
+        before.append(taken())
+        init(self, config)
+
+    model.GPT.__init__ = watched_init
+    return lambda: {"added_mib": (taken() - before[0]) / 2**20}
+
+
 def graphs():
     """How many graphs torch.compile has traced, how often it had to break one, and how many ran without CUDA graphs."""
     from torch._dynamo.utils import counters
@@ -133,6 +152,7 @@ def matmul_tflops(device, dtype, products=20, size=None):
 
 INSTRUMENTS = {
     "memory": device_memory,
+    "added_memory": added_memory,
     "graphs": graphs,
     "counted_graphs": counted_graphs,
     "sync_error": lambda: synchronisations("error"),
