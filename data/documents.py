@@ -11,11 +11,12 @@ import os
 import numpy as np
 
 from data.bins import bin_name, dtype_of
-from data.folder import flush, publish, remove, remove_if_empty
+from data.folder import publish, remove, remove_if_empty
 from data.pieces import pieces_for
 from data.text import CHANGED, check_missing, comes_back, end_of_text, in_threads, pick_codec, print_counts, say_end
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, writing
+from nanogpt.files import flush
 
 
 def prepare_documents(folder, source, subset, tokenizer):

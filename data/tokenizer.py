@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from data.tokens import END, GPT2_VOCAB_SIZE, BPECodec, CharCodec, TokenizerCodec, tiktoken_encoding
+from data.codecs import END, GPT2_VOCAB_SIZE, BPECodec, CharCodec, TokenizerCodec, tiktoken_encoding
 from nanogpt.errors import UserError, require
 
 LEAST_VOCAB_SIZE = 257  # a token for each byte, and <|endoftext|>
