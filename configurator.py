@@ -101,7 +101,7 @@ def configure(namespace, positional=None, sources=()):
     """Applies the command line to a script's settings, `namespace` (its globals()), in place.
 
     An argument without dashes is a config file; where a script takes other files, it is passed to `positional`. --help
-    shows the comments of the scripts `sources`. Returns {name: value} of what was given. Raises UserError.
+    shows the comments of the scripts `sources`. Returns the script's Settings. Raises UserError.
     """
     names = setting_names(namespace)
     for stream in (sys.stdout, sys.stderr):
@@ -133,47 +133,52 @@ def configure(namespace, positional=None, sources=()):
         for note in notes:
             print(note)
     namespace.update(given)
-    return given
+    return Settings(namespace, names, given)
 
 
-def adopt(namespace, names, saved, given):
-    """Applies a checkpoint's settings, `saved`, to those of a script's `names` that the user has not given.
+class Settings:
+    """A script's settings: `names`, of its globals() `namespace`, of which the user has `given` some, {name: value}."""
 
-    Returns a line for each setting that now differs from the saved one.
-    """
-    differences = []
-    for name in names:
-        if name not in saved:
-            continue
-        value = coerce(name, saved[name], namespace[name], "the checkpoint's settings")
-        if name not in given:
-            namespace[name] = value
-        elif given[name] != value:
-            differences.append(f"{name} is now {given[name]!r} (the run had {value!r})")
-    return differences
+    def __init__(self, namespace, names, given):
+        self.namespace, self.names, self.given = namespace, names, given
 
+    def values(self):
+        """{name: value} of all settings, as they are now."""
+        return {name: self.namespace[name] for name in self.names}
 
-def adopt_model_sizes(namespace, given, config, init_from):
-    """Sets n_layer, n_head, n_embd and bias to those of the model, whose GPTConfig is `config`.
+    def adopt(self, saved):
+        """Applies a checkpoint's settings, `saved`, where the user has given none.
 
-    UserError where the user gave another value, which a trained model cannot take.
-    """
-    for name in ("n_layer", "n_head", "n_embd", "bias"):
-        namespace[name] = getattr(config, name)
-        if given.get(name, namespace[name]) != namespace[name]:
-            raise UserError(f"--{name}={given[name]}: the model of --init_from={init_from} has {namespace[name]}")
+        Returns a line for each setting that now differs from the saved one."""
+        differences = []
+        for name in self.names:
+            if name not in saved:
+                continue
+            value = coerce(name, saved[name], self.namespace[name], "the checkpoint's settings")
+            if name not in self.given:
+                self.namespace[name] = value
+            elif self.given[name] != value:
+                differences.append(f"{name} is now {self.given[name]!r} (the run had {value!r})")
+        return differences
 
+    def adopt_model_sizes(self, config, init_from):
+        """Sets n_layer, n_head, n_embd and bias to those of the model, whose GPTConfig is `config`.
 
-def at_least(least, namespace, names, below=math.inf):
-    """UserError naming the first of the settings `names` (one text) that is below `least`, or not below `below`."""
-    for name in names.split():
-        if not least <= namespace[name] < below:
-            limit = f" and below {below}" if below < math.inf else ""
-            raise UserError(f"--{name}={namespace[name]}: must be at least {least}{limit}")
+        UserError where the user gave another value, which a trained model cannot take."""
+        for name in ("n_layer", "n_head", "n_embd", "bias"):
+            own = self.namespace[name] = getattr(config, name)
+            if self.given.get(name, own) != own:
+                raise UserError(f"--{name}={self.given[name]}: the model of --init_from={init_from} has {own}")
 
+    def at_least(self, least, names, below=math.inf):
+        """UserError naming the first of `names` (one text) whose value is below `least`, or not below `below`."""
+        for name in names.split():
+            if not least <= self.namespace[name] < below:
+                limit = f" and below {below}" if below < math.inf else ""
+                raise UserError(f"--{name}={self.namespace[name]}: must be at least {least}{limit}")
 
-def one_of(namespace, **choices):
-    """UserError naming the first of the settings that is none of its choices."""
-    for name, values in choices.items():
-        if namespace[name] not in values:
-            raise UserError(f"--{name}={namespace[name]}: takes {' or '.join(values)}")
+    def one_of(self, **choices):
+        """UserError naming the first of the settings that is none of its choices."""
+        for name, values in choices.items():
+            if self.namespace[name] not in values:
+                raise UserError(f"--{name}={self.namespace[name]}: takes {' or '.join(values)}")

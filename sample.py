@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from configurator import at_least, configure
+from configurator import configure
 from data.streaming import stream_text
 from data.tokens import first_prompt
 from data.vocabulary import codec_of_folder, codec_of_run
@@ -40,12 +40,12 @@ device = "auto"  # cuda, cuda:N, mps or cpu
 dtype = "auto"  # float32, bfloat16 or float16
 compile = False  # torch.compile the model
 
-given = configure(globals())
-at_least(1, globals(), "num_samples window_step")
-at_least(0, globals(), "max_new_tokens temperature top_k seed")
+settings = configure(globals())
+settings.at_least(1, "num_samples window_step")
+settings.at_least(0, "max_new_tokens temperature top_k seed")
 if not 0 < top_p <= 1:
     raise UserError(f"--top_p={top_p}: must be above 0 and at most 1")
-if "stop" in given and not stop:
+if "stop" in settings.given and not stop:
     raise UserError("--stop= is empty: give the text that ends a sample, or leave it out")
 advise_on_memory("try a smaller --num_samples, or --dtype=bfloat16")
 device = devices.pick_device(device)
@@ -74,7 +74,7 @@ allowed = torch.tensor([codec.known(i) for i in range(model.config.vocab_size)],
 
 if start.startswith("FILE:"):
     start = read_text(start[5:], f"--start={start}")
-elif "start" not in given and not interactive:
+elif "start" not in settings.given and not interactive:
     start, more_remarks = first_prompt(codec, start)
     remarks += more_remarks
 for remark in remarks:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 
-from configurator import adopt, adopt_model_sizes, at_least, configure, one_of, setting_names
+from configurator import configure
 from data.bins import check_ids, open_bin
 from data.dataset import Dataset
 from data.order import Windows
@@ -85,8 +85,7 @@ deterministic = False  # deterministic algorithms only, so that a GPU computes t
 peak_flops = 0.0  # the device's peak FLOPS, for MFU; 0: look it up or measure it
 seed = 1337  # of all random generators; process r takes seed + r
 
-settings = setting_names(globals())
-given = configure(globals())
+settings = configure(globals())
 
 # ---- this process, its device, and the other processes -------------------------------------------------------------
 processes = Processes()
@@ -101,13 +100,13 @@ processes.join(backend)
 folder = RunFolder(out_dir, processes, read_only=eval_only)
 init_from = folder.resolve(init_from)  # scratch, resume, a GPT-2, or the folder of a model
 saved, saved_settings, remarks = folder.load(device_type) if init_from == "resume" else ({}, {}, [])
-remarks += adopt(globals(), settings, saved_settings, given)  # what was given on this command line comes first
-at_least(1, globals(), "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
-at_least(1, globals(), "max_nonfinite")
-at_least(0, globals(), "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
-at_least(0, globals(), "peak_flops lr_decay_iters patience max_seconds sample_interval spike_sigma")
-at_least(0, globals(), "beta1 beta2 dropout", below=1)
-one_of(globals(), optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"), order=("random", "epoch"))
+remarks += settings.adopt(saved_settings)  # what was given on this command line comes first
+settings.at_least(1, "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
+settings.at_least(1, "max_nonfinite")
+settings.at_least(0, "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
+settings.at_least(0, "peak_flops lr_decay_iters patience max_seconds sample_interval spike_sigma")
+settings.at_least(0, "beta1 beta2 dropout", below=1)
+settings.one_of(optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"), order=("random", "epoch"))
 micro_steps = share_evenly(gradient_accumulation_steps, world_size)
 dtype = devices.pick_dtype(dtype, device)
 compile, compile_remark = devices.pick_compile(compile, device)
@@ -141,8 +140,8 @@ else:
     say(data.gpt2_remark(init_from, model.config.vocab_size))
 model.crop_block_size(block_size)
 model.recompute, model.loss_only = recompute, True
-adopt_model_sizes(globals(), given, model.config, init_from)  # n_layer, n_head, n_embd and bias are now the model's
-config = {name: globals()[name] for name in settings}  # for checkpoints and W&B
+settings.adopt_model_sizes(model.config, init_from)  # n_layer, n_head, n_embd and bias are now the model's
+config = settings.values()  # for checkpoints and W&B
 say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
 
 # how far the run is, which a resume restores
@@ -183,7 +182,8 @@ guard = StepGuard(saved, processes, scaler, device, skips_on_device, spike_sigma
 restore_optimizer(optim, scaler, saved, folder.loaded_path)
 running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
-say(schedule_remark(decay_lr and not eval_only, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
+decays = decay_lr and not eval_only
+say(schedule_remark(decays, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
 mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_params() * batch_size * block_size)
@@ -193,7 +193,7 @@ train_model = processes.wrap_ddp(eval_model, sharding, device)
 folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older run's files into a dated folder
 batch, evaluated = folder.restore_point(saved, device, batch_generator, seed, (batch_size, block_size))
 wandb = {"project": wandb_project, "name": wandb_run_name, "config": config, "id": saved.get("wandb_id")}
-log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb if wandb_log else None)
+log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb_log, wandb)
 saved = initial = None  # frees the checkpoint, which is as large as the model and its optimizer
 
 

@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import re
+import time
 
 import torch
 
@@ -69,75 +70,94 @@ KINDS = r"(undone )?(train|eval)|back \(seed [0-9]+\)"
 
 
 def read_log(path):
-    """The complete rows of a log.csv as dicts of texts; none where the file does not exist."""
+    """The complete rows of a log.csv as dicts of texts; None if the file has no header of ours: it is something else.
+
+    None of them where the file does not exist, or is empty. A spreadsheet may have put a byte order mark, quotes, or
+    blanks after commas into it. Each line is read by itself, so that a quote which is cut swallows no later row."""
     rows, names = [], None
     if os.path.exists(path):
-        with open(path, encoding="utf-8", errors="replace") as f:
+        with open(path, encoding="utf-8-sig", errors="replace") as f:
             for line in f:
-                cells = line.rstrip("\n").split(",")
+                try:
+                    [cells] = csv.reader([line.rstrip("\n")], skipinitialspace=True)
+                except (csv.Error, ValueError):  # a blank line, or one that is too long
+                    continue
                 names = names or cells
                 row = dict(zip(names, cells, strict=False))
                 known = re.fullmatch("[0-9]{1,18}", row.get("iter", "")) and re.fullmatch(KINDS, row.get("kind", ""))
                 # a row that a full disk, a power cut or a write under way has cut short lacks its end
                 if known and len(cells) == len(names) and line.endswith("\n"):
                     rows.append(row)
-    return rows
+    return rows if names is None or {"iter", "kind"} <= {*names} else None
 
 
 class RunLog:
     """What a run has printed, as a table: a row for each logged iteration and each evaluation.
 
-    Rank 0 appends the rows to out_dir/log.csv, and sends them to the loggers that are asked for. wandb_id is that of
-    the W&B run, or None.
+    Rank 0 appends the rows to out_dir/log.csv, and sends them to the other loggers that are asked for. One that fails
+    is left out from then on, and the run goes on. wandb_id is that of the W&B run, or None.
     """
+
+    def __init__(self, folder, iter_num, evaluated, tensorboard_log, wandb_log, wandb):
+        """Continues the log in `folder`, a RunFolder, before iteration `iter_num`, or after its evaluation if that is
+        `evaluated`. wandb: arguments of WeightsAndBiases; its id is None in a new run."""
+        self.say, self.loggers, self.wandb_id = folder.processes.say, {}, wandb["id"]
+        if not folder.writes:
+            return
+        table = self.loggers["log.csv"] = Table(os.path.join(folder.out_dir, "log.csv"), iter_num, evaluated, self.say)
+        if tensorboard_log:
+            self.loggers["TensorBoard"] = TensorBoard(folder.out_dir, iter_num, table.rows_here)
+        if wandb_log:
+            self.loggers["Weights & Biases"] = run = WeightsAndBiases(**wandb, folder=folder.out_dir)
+            self.wandb_id = run.id
+
+    def write(self, **row):
+        """Appends a row; `iter`, `kind` and any other of the columns."""
+        for name, logger in list(self.loggers.items()):
+            try:
+                logger.write(row, {k: v for k, v in row.items() if k not in ("iter", "kind") and v is not None})
+            except Exception as error:  # a full disk, a library's own process that has died: the run is worth more
+                del self.loggers[name]
+                reason = getattr(error, "strerror", None) or f"{type(error).__name__} {error}"
+                self.say(f"{name} cannot be written any more ({' '.join(reason.split())}): the run goes on without it")
+
+
+class Table:
+    """log.csv."""
 
     columns = (
         "iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen",
         "val_bpb",
     )  # fmt: skip
 
-    def __init__(self, folder, iter_num, evaluated, tensorboard=False, wandb=None):
-        """Continues the log in `folder`, a RunFolder, before iteration `iter_num`, or after its evaluation if that is
-        `evaluated`. Later rows are removed: the resumed run writes them again.
+    def __init__(self, path, iter_num, evaluated, say=print):
+        """Continues the file before iteration `iter_num`, or after its evaluation if that is `evaluated`.
 
-        wandb: arguments of WeightsAndBiases, or None."""
-        self.writes, self.loggers, self.wandb_id = folder.writes, [], None
-        if not self.writes:
-            return
-        self.path = os.path.join(folder.out_dir, "log.csv")
+        Later rows are removed: the resumed run writes them again. A file that is no log is kept under another name."""
+        rows = read_log(path)
+        if rows is None:
+            aside = f"{path}.{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+            os.replace(path, aside)
+            say(f"{path} is not a log of train.py (a spreadsheet may have saved it): it is kept as {aside}")
         place = iter_num, evaluated  # an iteration's evaluation comes before its training
-        rows = read_log(self.path)
-        rows = [r for r in rows if r["kind"] not in ("train", "eval") or (int(r["iter"]), r["kind"] == "train") < place]
+        rows = [
+            row for row in rows or []
+            if row["kind"] not in ("train", "eval") or (int(row["iter"]), row["kind"] == "train") < place
+        ]  # fmt: skip
+        self.rows_here = [row for row in rows if row["iter"] == str(iter_num) and row["kind"] == "eval"]
         try:
-            with whole_file(self.path, "w", newline="", encoding="utf-8") as f:
+            with whole_file(path, "w", newline="", encoding="utf-8") as f:
                 writer = csv.DictWriter(f, self.columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
-            self.file = open(self.path, "a", newline="", encoding="utf-8")
+            self.file = open(path, "a", newline="", encoding="utf-8")
         except OSError as error:
-            raise self._failure(error) from error
+            raise OSError(f"could not write {path}: {error.strerror}; the checkpoints there are intact") from error
         self.writer = csv.DictWriter(self.file, self.columns)
-        if tensorboard:
-            here = [row for row in rows if row["iter"] == str(iter_num) and row["kind"] == "eval"]
-            self.loggers.append(TensorBoard(folder.out_dir, iter_num, here))
-        if wandb:
-            self.loggers.append(WeightsAndBiases(**wandb, folder=folder.out_dir))
-            self.wandb_id = self.loggers[-1].run.id
 
-    def write(self, **row):
-        """Appends a row; `iter`, `kind` and any other of the columns."""
-        if not self.writes:
-            return
-        try:
-            self.writer.writerow(row)
-            self.file.flush()
-        except OSError as error:
-            raise self._failure(error) from error
-        for logger in self.loggers:
-            logger.write(row, {k: v for k, v in row.items() if k not in ("iter", "kind") and v is not None})
-
-    def _failure(self, error):
-        return OSError(f"could not write {self.path}: {error.strerror}; the checkpoints there are intact")
+    def write(self, row, numbers):
+        self.writer.writerow(row)
+        self.file.flush()
 
 
 class TensorBoard:
@@ -147,7 +167,7 @@ class TensorBoard:
 
         self.board = SummaryWriter(os.path.join(out_dir, "tensorboard"), purge_step=iter_num)
         for row in rows_here:
-            self.write(row | {"iter": iter_num}, {k: float(row[k]) for k in RunLog.columns[2:] if row.get(k)})
+            self.write(row | {"iter": iter_num}, {k: float(row[k]) for k in Table.columns[2:] if row.get(k)})
 
     def write(self, row, numbers):
         for name, value in numbers.items():
@@ -168,7 +188,7 @@ class WeightsAndBiases:
                 "or set WANDB_MODE=offline, or add --wandb_log=False"
             ) from None
         self.run.define_metric("*", step_metric="iter")  # a row that comes again replaces the one before
-        self.last_mfu = None
+        self.id, self.last_mfu = self.run.id, None
 
     def write(self, row, numbers):
         self.last_mfu = row.get("mfu") or self.last_mfu

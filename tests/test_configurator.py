@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, SYNTHETIC, error_line, flags, project_code
 
 import configurator
-from configurator import adopt, at_least, configure, one_of, setting_names
+from configurator import Settings, configure, setting_names
 from nanogpt.distributed import share_evenly
 from nanogpt.errors import UserError
 
@@ -39,7 +39,7 @@ later = 3  # is no setting yet when configure is called
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """script(*arguments) -> (its globals after configure, what configure returned)"""
+    """script(*arguments) -> (its globals after configure, what was given)"""
     path = tmp_path / "script.py"
     path.write_text(SCRIPT)
     monkeypatch.chdir(tmp_path)
@@ -48,7 +48,7 @@ def script(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         namespace = {"__file__": str(path), "configure": lambda names: configure(names, **options)}
         exec(compile(SCRIPT, str(path), "exec"), namespace)
-        return namespace, namespace["config"]
+        return namespace, namespace["config"].given
 
     return script
 
@@ -345,20 +345,21 @@ def test_help_shows_every_setting_with_the_default_and_the_comment_that_stand_in
 
 def test_adopt_takes_a_checkpoints_settings_where_none_is_given_and_says_what_differs():
     namespace = {"a": 1, "b": 2.0, "c": "x"}
-    said = adopt(namespace, ["a", "b", "c"], {"a": 10, "b": 5, "other": 3}, {"b": 2.0})
+    said = Settings(namespace, ["a", "b", "c"], {"b": 2.0}).adopt({"a": 10, "b": 5, "other": 3})
     assert namespace == {"a": 10, "b": 2.0, "c": "x"}
     assert said == ["b is now 2.0 (the run had 5.0)"]
     with pytest.raises(UserError, match="a takes a whole number"):
-        adopt({"a": 1}, ["a"], {"a": "x"}, {})
+        Settings({"a": 1}, ["a"], {}).adopt({"a": "x"})
 
 
 def test_at_least_one_of_and_share_evenly_name_the_setting():
-    at_least(1, {"a": 1, "b": 2}, "a b")
+    settings = Settings({"a": 1, "b": 0, "c": "x"}, ["a", "b", "c"], {})
+    settings.at_least(0, "a b")
     with pytest.raises(UserError, match="--b=0: must be at least 1"):
-        at_least(1, {"a": 1, "b": 0}, "a b")
-    one_of({"a": "x"}, a=("x", "y"))
-    with pytest.raises(UserError, match="--a=z: takes x or y"):
-        one_of({"a": "z"}, a=("x", "y"))
+        settings.at_least(1, "a b")
+    settings.one_of(c=("x", "y"))
+    with pytest.raises(UserError, match="--c=x: takes y or z"):
+        settings.one_of(c=("y", "z"))
     assert share_evenly(40, 8) == 5
     with pytest.raises(UserError, match="--gradient_accumulation_steps=5"):
         share_evenly(5, 2)
@@ -383,7 +384,7 @@ def settings(tmp_path, monkeypatch):
     def settings(*arguments, **options):
         monkeypatch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
         namespace = dict(SETTINGS)
-        return namespace, configure(namespace, **options)
+        return namespace, configure(namespace, **options).given
 
     return settings
 

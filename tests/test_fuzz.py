@@ -17,7 +17,7 @@ from conftest import META, ROOT, TINY, flags, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configurator import adopt, at_least, configure
+from configurator import Settings, configure
 from data import dataset as data_dataset
 from data.bins import check_bin, check_ids, open_bin
 from data.dataset import Dataset
@@ -230,7 +230,8 @@ def test_random_bytes_are_no_dataset_json_and_no_tokenizer_json(tmp_path, data):
 def resume(out_dir):
     """What train.py does with a checkpoint before it trains."""
     checkpoint, path, _ = ckpt.load_run(str(out_dir))
-    adopt(dict(SETTINGS), [name for name in SETTINGS if name not in ("device", "dtype")], checkpoint["config"], {})
+    names = [name for name in SETTINGS if name not in ("device", "dtype")]
+    Settings(dict(SETTINGS), names, {}).adopt(checkpoint["config"])
     model = GPT.from_checkpoint(checkpoint, path)
     name = checkpoint["config"].get("optimizer", "adamw")
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu", "muon" if name == "muon" else "adamw")
@@ -379,7 +380,7 @@ def set_up(namespace):
     torch.device(device)
     pick_dtype(namespace["dtype"], device)
     pick_compile(namespace["compile"], device)
-    at_least(0, namespace, "seed max_iters learning_rate")
+    Settings(namespace, list(namespace), {}).at_least(0, "seed max_iters learning_rate")
     share_evenly(namespace["gradient_accumulation_steps"], 1)
     torch.Generator().manual_seed(namespace["seed"])
 

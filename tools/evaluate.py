@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import numpy as np
 import torch
 
-from configurator import at_least, configure, one_of
+from configurator import configure
 from data.bins import check_ids, check_size, open_bin
 from data.folder import bin_path, bytes_per_token, check_described, read_facts, tokens_in
 from data.pieces import pieces_for
@@ -43,9 +43,9 @@ batch_size = 0  # windows computed at once; 0: as many as keep the device busy
 device = "auto"  # cuda, cuda:N, mps or cpu
 dtype = "float32"  # float32 for exact figures; bfloat16 and float16 are faster, and off in the third or fourth digit
 
-configure(globals())
-at_least(0, globals(), "stride batch_size")
-one_of(globals(), split=("val", "train"))
+settings = configure(globals())
+settings.at_least(0, "stride batch_size")
+settings.one_of(split=("val", "train"))
 processes = Processes()
 device = processes.own_device(devices.pick_device(device))
 device_type = devices.set_up(device, processes.local_world_size)

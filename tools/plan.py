@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 import torch
 
-from configurator import adopt, at_least, configure, documented, one_of
+from configurator import configure, documented
 from data.bins import SPLITS, dtype_in
 from data.dataset import new_vocab_size
 from data.folder import bin_path, read_facts
@@ -46,19 +46,19 @@ TRAIN = os.path.join(ROOT, "train.py")
 of_train = {name: eval(default, {}) for name, (default, _) in documented(TRAIN).items()}  # such as `5 * 8`
 own = {name: globals()[name] for name in [*documented(__file__), "__file__", "__doc__"]}
 namespace = of_train | own
-given = configure(namespace, sources=[TRAIN, __file__])
+settings = configure(namespace, sources=[TRAIN, __file__])
 resumes = namespace["init_from"] == "resume" or (namespace["init_from"] == "auto" and has_run(namespace["out_dir"]))
 if resumes:
     saved = peek(namespace["out_dir"])
     if not saved:
         raise UserError(f"there is no checkpoint in {namespace['out_dir']} that can be read")
     resumed = {name: value for name, value in saved["config"].items() if name not in NOT_RESUMED}
-    for line in adopt(namespace, list(of_train), resumed, given):
+    for line in settings.adopt(resumed):
         print(line)
-at_least(1, namespace, "count eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
-at_least(0, namespace, "max_iters vocab_size mfu dollars_per_hour peak_flops")
-at_least(0, namespace, "dropout", below=1)
-one_of(namespace, optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
+settings.at_least(1, "count eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
+settings.at_least(0, "max_iters vocab_size mfu dollars_per_hour peak_flops")
+settings.at_least(0, "dropout", below=1)
+settings.one_of(optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
 run = SimpleNamespace(**namespace)
 micro_steps = share_evenly(run.gradient_accumulation_steps, run.count)
 if run.measure and (run.gpu or run.count > 1):
@@ -194,7 +194,7 @@ print(f"loss by their formula: {loss:.2f} nats a token. A rough guess: their tex
 def measured():
     """(seconds of an iteration, the peak memory as train.py prints it), of ten iterations of train.py here."""
     with tempfile.TemporaryDirectory() as folder:
-        wanted = {name: namespace[name] for name in of_train if resumes or name in given}
+        wanted = {name: namespace[name] for name in of_train if resumes or name in settings.given}
         wanted |= {"init_from": "scratch"} if resumes else {}  # the same model, and no other run's folder
         arguments = [f"--{name}={value}" for name, value in wanted.items()]
         arguments += "--max_iters=9 --eval_iters=1 --eval_interval=1000000 --log_interval=1 --eval_only=False".split()
