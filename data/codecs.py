@@ -38,8 +38,7 @@ def bytes_of_ids(codec, vocab_size):
 
 
 def first_prompt(codec, start):
-    """(a prompt, remarks for the user): `start`, or the first token that is a prompt where `codec` lacks its characters.
-    """
+    """(a prompt, remarks for the user): `start`, or where `codec` lacks its characters the first token that is one."""
     lacking = None
     for text in itertools.chain([start], (codec.decode([i]) for i in range(codec.vocab_size) if codec.known(i))):
         try:
@@ -64,7 +63,7 @@ class CharCodec:
     def __init__(self, meta, where="meta.pkl"):
         meta = check_meta(meta, where)
         if "stoi" not in meta:
-            raise UserError(f"{where} has no characters and no tokenizer, so its ids cannot be made into text")
+            raise UserError(f"{where} has no characters (no stoi and no itos), so its ids cannot be made into text")
         self.vocab_size, self.stoi, self.itos = meta["vocab_size"], meta["stoi"], meta["itos"]
 
     def encode(self, text):
@@ -222,8 +221,8 @@ class TokenizerCodec:
             ids = self._encode(character)
             return ids is None or self._unknown in ids
         text = tokenizer.normalizer.normalize_str(character) if tokenizer.normalizer else character
-        words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] if tokenizer.pre_tokenizer else [text]
-        return any(sum(len(token.value) for token in tokenizer.model.tokenize(word)) < len(word) for word in words)
+        words = tokenizer.pre_tokenizer.pre_tokenize_str(text) if tokenizer.pre_tokenizer else [(text, None)]
+        return any(sum(len(token.value) for token in tokenizer.model.tokenize(word)) < len(word) for word, _ in words)
 
     def missing(self, text, ids):
         """Counter of the characters of `text` that the vocabulary lacks; `ids` are those of the text."""

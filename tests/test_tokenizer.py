@@ -26,7 +26,7 @@ from data.streaming import ByteStream, TextStream
 from data.tokenizer import (
     SPLITS, codec_of_tokenizer, find_tokenizer, same_tokenizer, tokenizer_of, tokenizer_of_encoding, train_tokenizer,
 )  # fmt: skip
-from data.tokens import BPECodec, CharCodec, TokenizerCodec
+from data.codecs import BPECodec, CharCodec, TokenizerCodec
 from nanogpt.errors import UserError
 
 END = "<|endoftext|>"

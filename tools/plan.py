@@ -21,8 +21,8 @@ import torch
 
 from configurator import configure, documented
 from data.bins import SPLITS, dtype_in
-from data.dataset import new_vocab_size
-from data.folder import bin_path, read_facts
+from data.folder import bin_path, dataset_folder, read_facts
+from data.tokens import Tokens
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import gpt2, planning
@@ -68,9 +68,9 @@ if run.to:
 
 # ---- the model, without its memory -------------------------------------------------------------------------------
 
-data_dir = os.path.join(ROOT, "data", run.dataset)
+data_dir = dataset_folder(run.dataset)
 sizes = {name: namespace[name] for name in ("n_layer", "n_head", "n_embd", "bias", "block_size")}
-sizes["vocab_size"] = run.vocab_size or new_vocab_size(data_dir)
+sizes["vocab_size"] = run.vocab_size or Tokens.of_dataset(data_dir).model_vocab_size
 if resumes or has_run(run.init_from):
     sizes = (saved if resumes else peek(run.init_from))["model_args"]
     sizes = {name: sizes[name] for name in ("n_layer", "n_head", "n_embd", "bias", "vocab_size", "block_size")}
