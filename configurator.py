@@ -1,7 +1,7 @@
 """Settings from config files and --key=value arguments.
 
 A script's settings are its plain module globals. configure(globals()) applies config files and arguments to them, later
-ones winning. Importing this module also has mistakes printed as one line (nanogpt/errors.py).
+ones winning, and from then on mistakes are printed as one line (nanogpt/errors.py).
 """
 
 import ast
@@ -13,15 +13,16 @@ import sys
 
 import numpy as np
 
-from nanogpt import config_file
+from nanogpt import config_file, errors
 from nanogpt.errors import ROOT, UserError
 from nanogpt.text_file import read_text
+
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 
 
 def setting_names(namespace):
     """The names in a script's globals that are settings: lower-case, public, and plain values."""
-    plain = (bool, int, float, str)
-    return [k for k, v in namespace.items() if not k.startswith("_") and k == k.lower() and isinstance(v, plain)]
+    return [k for k, v in namespace.items() if not k.startswith("_") and k == k.lower() and type(v) in KINDS]
 
 
 def coerce(name, value, default, where):
@@ -33,39 +34,37 @@ def coerce(name, value, default, where):
     if wanted is int and type(value) is float and value.is_integer():
         value = int(value)  # max_iters = 1e4
     if type(value) is int and wanted in (int, float) and abs(value) >= 1 << 62:
-        raise UserError(f"{where[:80]}: {name} takes {_article(wanted)} of fewer digits")
+        raise UserError(f"{where[:80]}: {name} takes {KINDS[wanted]} of fewer digits")
     value = float(value) if wanted is float and type(value) is int else value
     if type(value) is not wanted:
-        not_this = config_file.shown(value)
-        raise UserError(f"{where}: {name} takes {_article(wanted)}, such as {default!r}, not {not_this}")
+        shown = config_file.shown(value)
+        raise UserError(f"{where}: {name} takes {KINDS[wanted]}, such as {default!r}, not {shown}")
     if wanted is float and not math.isfinite(value):
         raise UserError(f"{where}: {name} takes a finite number, not {value!r}")
     return value
 
 
-def _article(kind):
-    return {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[kind]
-
-
-def _value(key, text, namespace, argument):
+def _value(key, text, default, argument):
     """The value of --key=text."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
-    if isinstance(namespace[key], str) and not isinstance(value, str) and namespace[key] != "auto":
+    if isinstance(default, str) and not isinstance(value, str) and default != "auto":
         value = text  # --start=1984 is a prompt
-    return coerce(key, value, namespace[key], argument)
+    return coerce(key, value, default, argument)
 
 
-def _from_config_file(path, namespace, names):
-    """({name: value} of the settings in the config file at `path`, the mistakes in it, the notes on it)."""
+def _from_config_file(path, settings):
+    """({name: value} of the settings in the config file at `path`, the mistakes in it, the notes on it).
+
+    `settings` are {name: value} of all, as they are before it."""
     found = path if os.path.exists(path) else os.path.join(ROOT, path)
     where = f"config file {path}"
     source = read_text(found, where)
-    values = config_file.run(source, found, where, {name: namespace[name] for name in names})
-    mistakes, notes = config_file.judge_names(values, source, names, where)
-    values = {name: coerce(name, values[name], namespace[name], where) for name in values if name in names}
+    values = config_file.run(source, found, where, settings)
+    mistakes, notes = config_file.judge_names(values, source, settings, where)
+    values = {name: coerce(name, values[name], settings[name], where) for name in values if name in settings}
     return values, mistakes, notes
 
 
@@ -103,18 +102,17 @@ def configure(namespace, positional=None, sources=()):
     An argument without dashes is a config file; where a script takes other files, it is passed to `positional`. --help
     shows the comments of the scripts `sources`. Returns the script's Settings. Raises UserError.
     """
+    errors.install()
     names = setting_names(namespace)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # for odd bytes in a path, or a plain terminal
+    settings = {name: off for name, (off, _) in config_file.REMOVED.items()} | {name: namespace[name] for name in names}
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
         _print_help(namespace, names, sources or [namespace["__file__"]])
         sys.exit(0)
     given, mistakes, notes = {}, [], []
     for at, argument in enumerate(sys.argv[1:], 2):
         key, equals, text = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and equals and key in names:
-            given[key] = _value(key, text, namespace, argument)
+        if argument.startswith("--") and equals and key in settings:
+            given[key] = _value(key, text, settings[key], argument)
         elif argument.startswith("--") and equals:
             mistakes.append(config_file.unknown(key, config_file.nearest(key, names), argument))
         elif argument.startswith("-") or (key in names and not os.path.exists(argument)):
@@ -123,16 +121,17 @@ def configure(namespace, positional=None, sources=()):
         elif positional:
             positional(argument)
         else:
-            values, more_mistakes, more_notes = _from_config_file(argument, namespace | given, names)
+            values, more_mistakes, more_notes = _from_config_file(argument, settings | given)
             given |= values
             mistakes += more_mistakes
             notes += more_notes
     if mistakes:
         raise UserError("; ".join(mistakes))
+    config_file.check_removed(given)
     if int(os.environ.get("RANK", 0)) == 0:
         for note in notes:
             print(note)
-    namespace.update(given)
+    namespace.update((name, given[name]) for name in names if name in given)
     return Settings(namespace, names, given)
 
 
@@ -150,6 +149,7 @@ class Settings:
         """Applies a checkpoint's settings, `saved`, where the user has given none.
 
         Returns a line for each setting that now differs from the saved one."""
+        config_file.check_removed(saved | self.given)
         differences = []
         for name in self.names:
             if name not in saved:

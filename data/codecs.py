@@ -59,6 +59,7 @@ class CharCodec:
 
     eot = tokenizer = None
     bytes_by_id = True
+    cuts_at_lines = False
 
     def __init__(self, meta, where="meta.pkl"):
         meta = check_meta(meta, where)
@@ -73,6 +74,13 @@ class CharCodec:
                 raise UserError(f"the vocabulary has no character {shown(character)}")
         return [self.stoi[character] for character in text]
 
+    def encode_ordinary(self, text):
+        """Ids as a dataset holds them, (n,); UserError as encode()."""
+        return np.array(self.encode(text), dtype=dtype_of(self.vocab_size))
+
+    def missing(self, text, ids):
+        return Counter()  # encode() has raised
+
     def decode(self, ids):
         return "".join(self.itos[i] for i in ids)
 
@@ -84,21 +92,23 @@ class CharCodec:
 
 
 class BPECodec:
-    """Byte-pair encoding of bytes, through tiktoken: GPT-2's, or that of `encoding`, a tiktoken.Encoding.
+    """Byte-pair encoding of bytes, through tiktoken: GPT-2's, or that of `encoding`, a tiktoken.Encoding that splits a
+    text as GPT-2 does. So a text can be cut without a change of its ids (data/pieces.py).
 
-    `tokenizer` is the text of its tokenizer.json, `end` the name of the token that ends a document. Where its `split`
-    is "GPT-2", a text can be cut without a change of its ids. A model may have more ids than the codec (50304, GPT-2's
-    50257 rounded up for speed): those are not known.
+    `tokenizer` is the text of its tokenizer.json, `end` the name of the token that ends a document, `ranks` {a token's
+    bytes: its id}. A model may have more ids than the codec (50304, GPT-2's 50257 rounded up for speed): those are not
+    known.
     """
 
     bytes_by_id = True
+    cuts_at_lines = False
 
-    def __init__(self, encoding=None, tokenizer=None, end=END, split="GPT-2"):
-        self._encoding = encoding or tiktoken_encoding("gpt2")
-        self.tokenizer, self.end, self.cuts_at_lines = tokenizer, end, split != "GPT-2"
+    def __init__(self, encoding=None, tokenizer=None, end=END):
+        self._encoding = encoding or gpt2_encoding()
+        self.tokenizer, self.end, self.ranks = tokenizer, end, self._encoding._mergeable_ranks
         self.eot = self._encoding._special_tokens.get(end)
         self.vocab_size = self._encoding.max_token_value + 1
-        self._ids = {*self._encoding._mergeable_ranks.values(), self.eot}
+        self._ids = {*self.ranks.values(), self.eot}
 
     def encode(self, text):
         """List of ids; <|endoftext|> in the text is the one token of that name."""
@@ -128,19 +138,17 @@ def gpt2_is_cached():
     return all(os.path.exists(os.path.join(folder, name)) for name in GPT2_FILES)
 
 
-def tiktoken_encoding(name):
-    """tiktoken's encoding of that name; UserError where its vocabulary cannot be had."""
+def gpt2_encoding():
+    """tiktoken's GPT-2; UserError where its vocabulary cannot be had."""
     import tiktoken
 
     try:
-        return tiktoken.get_encoding(name)
+        return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # an OSError: so are the exceptions of requests
-        whose = "GPT-2's vocabulary" if name == "gpt2" else f"the vocabulary of {name}"
         raise UserError(
-            f"tiktoken cannot fetch {whose} ({type(error).__name__}): on a machine with a "
-            "network run TIKTOKEN_CACHE_DIR=DIR python -c "
-            f"\"import tiktoken; tiktoken.get_encoding('{name}')\", copy DIR to this one, and set "
-            "TIKTOKEN_CACHE_DIR to where it is"
+            f"tiktoken cannot fetch GPT-2's vocabulary ({type(error).__name__}): on a machine with a network run "
+            "TIKTOKEN_CACHE_DIR=DIR python -c \"import tiktoken; tiktoken.get_encoding('gpt2')\", copy DIR to this "
+            "one, and set TIKTOKEN_CACHE_DIR to where it is"
         ) from None
 
 

@@ -1,6 +1,6 @@
 """From a hub dataset, or a folder of files, to a dataset of token bins: what OpenWebText's and FineWeb's scripts share.
 
-`datasets` and `tqdm` must be installed: a script calls require() before it calls anything here.
+`datasets` must be installed: a script calls require() before it calls anything here.
 """
 
 import glob
@@ -13,18 +13,23 @@ import numpy as np
 from data.bins import bin_name, dtype_of
 from data.folder import publish, remove, remove_if_empty
 from data.pieces import pieces_for
-from data.text import CHANGED, check_missing, comes_back, end_of_text, in_threads, pick_codec, print_counts, say_end
+from data.text import (
+    CHANGED, check_missing, comes_back, encode_piece, end_of_text, in_threads, pick_codec, print_counts, say_end,
+)  # fmt: skip
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, writing
-from nanogpt.files import flush
+from nanogpt.files import flush, whole_file
+from nanogpt.meter import Meter
+
+UNFINISHED = "unfinished.tmp"  # what a stopped run has done
 
 
 def prepare_documents(folder, source, subset, tokenizer):
     """Makes `folder` a dataset of the documents of `source`, each ended by <|endoftext|>. Prints facts.
 
     source: a hub dataset with a text column, of which `subset` names a configuration, or a folder (load_documents()).
-    tokenizer: as --tokenizer= takes it; "": GPT-2's tokens. If it is stopped, the same call resumes it:
-    progress.tmp counts what is done.
+    tokenizer: as --tokenizer= takes it; "": GPT-2's tokens. If it is stopped, the same call resumes it: UNFINISHED
+    counts what is done.
     """
     codec = pick_codec(tokenizer)
     say_end(codec)
@@ -44,48 +49,54 @@ def prepare_documents(folder, source, subset, tokenizer):
     paths = {split: os.path.join(folder, bin_name(split, dtype) + ".tmp") for split in splits}
 
     os.makedirs(folder, exist_ok=True)
-    progress_path = os.path.join(folder, "progress.tmp")
     first = hashlib.sha256(str(splits["train"][0]["text"]).encode()).hexdigest()
     origin = [source, len(documents), first]
     if codec.tokenizer:
         origin.append(hashlib.sha256(codec.tokenizer.encode()).hexdigest())
-    progress = progress_so_far(progress_path, origin, paths, dtype.itemsize)
+    unfinished, older = (os.path.join(folder, name) for name in (UNFINISHED, "progress.tmp"))
+    if os.path.exists(older):  # its name in earlier versions
+        os.replace(older, unfinished)
+    state = resumed_state(unfinished, origin, paths, dtype.itemsize)
+
+    def save():
+        with whole_file(unfinished, "w") as f:
+            json.dump(state, f)
+
     try:
         for split, part in splits.items():
-            tokenise(split, part, paths[split], progress[split], codec, source, lambda: save(progress, progress_path))
+            tokenise(split, part, paths[split], state[split], codec, source, save)
     except UserError:
-        if not os.path.exists(progress_path):  # nothing to go on from
+        if not os.path.exists(unfinished):  # nothing to resume
             for path in paths.values():
                 remove(path)
             remove_if_empty(folder)
         raise
-    n_bytes = {split: progress[split]["bytes"] for split in splits}
+    n_bytes = {split: state[split]["bytes"] for split in splits}
     counts = publish(folder, codec.vocab_size, n_bytes, tokenizer=codec.tokenizer)
-    os.remove(progress_path)
+    os.remove(unfinished)
     print_counts(counts)
-    if any(progress[split].get("changed") for split in splits):
+    if any(state[split].get("changed") for split in splits):
         print(CHANGED)
 
 
-def progress_so_far(path, origin, bins, itemsize):
-    """{"of": origin, split: what tokenise() has done} of the unfinished run in `path`; without one, of a new run.
+def resumed_state(path, origin, bins, itemsize):
+    """{"of": origin, split: what tokenise() has done} of the unfinished run in the file `path`; without one, of a new
+    run.
 
     origin: a list that says which documents and tokens. bins: {split: path of the unfinished bin}. UserError where the
     run was of another origin."""
-    progress = {"of": origin} | {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in bins}
+    state = {"of": origin} | {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in bins}
     if not os.path.exists(path):
-        return progress
+        return state
     with open(path) as f:
         saved = json.load(f)
     if saved["of"] != origin:
         raise UserError(f"{path}: unfinished run on {saved['of'][0]}: finish it as it was begun, or delete this")
-    if any("bytes" not in saved[split] for split in bins):
-        raise UserError(f"{path}: unfinished run of an older version, which counted no bytes: delete this")
     for split, bin in bins.items():
         if os.path.exists(bin) and os.path.getsize(bin) >= itemsize * saved[split]["tokens"]:
-            progress[split] = saved[split]
-            print(f"going on after document {progress[split]['documents']:,} of {split}")
-    return progress
+            state[split] = saved[split]
+            print(f"going on after document {state[split]['documents']:,} of {split}")
+    return state
 
 
 def load_documents(source, subset):
@@ -115,46 +126,38 @@ def load_documents(source, subset):
 def encode(texts, codec, source):
     """Of a few documents of `source`: their ids, (n,), each ended by <|endoftext|>; the bytes of their text; and
     whether the ids do not give it back."""
-    ids, length, changed = [], 0, False
+    ids, n_bytes, changed = [], 0, False
     for text in texts:
         if not isinstance(text, str):
             raise UserError(f"--source={source}: a document's text is {text!r}")
         for piece in pieces_for(codec, [text.removeprefix("\ufeff")]):  # this mark is no text; all else stays as it is
-            ids.append(codec.encode_ordinary(piece))
-            check_missing(codec.missing(piece, ids[-1]), "a document")
-            length += len(piece.encode())
-            changed = changed or not comes_back(piece, ids[-1], codec)
+            found, length, missing = encode_piece(piece, codec)
+            check_missing(missing, "a document")
+            ids.append(found)
+            n_bytes += length
+            changed = changed or not comes_back(piece, found, codec)
         ids.append(end_of_text(codec))
-    return np.concatenate(ids).astype(dtype_of(codec.vocab_size)), length, changed
+    return np.concatenate(ids).astype(dtype_of(codec.vocab_size)), n_bytes, changed
 
 
-def tokenise(split, documents, path, done, codec, source, save_progress, at_once=100):
-    """Appends to the file `path` the tokens of those `documents` that are not counted in `done`, and counts them there.
+def tokenise(split, documents, path, done, codec, source, save, at_once=100):
+    """Appends to the file `path` the tokens of those `documents` that are not counted in `done`, counts them there, and
+    calls save() when they are on disk.
 
     done: {"documents": n, "tokens": n, "bytes": n}, and "changed", whether the tokens of one do not give it back."""
-    from tqdm import tqdm
-
+    meter = Meter(f"tokenising {split}, documents", len(documents))
     # Plain writes, no memory map: on a full disk they raise an error, where a map would end the process.
-    with open(path, "ab") as f:
+    with writing(path), open(path, "ab") as f:
         f.truncate(dtype_of(codec.vocab_size).itemsize * done["tokens"])  # what came after the last save is done again
         starts = range(done["documents"], len(documents), at_once)
         tasks = in_threads(lambda start: encode(documents[start : start + at_once]["text"], codec, source), starts)
-        with tqdm(desc=split, total=len(documents), initial=done["documents"], unit=" documents") as bar:
-            for count, (start, (ids, length, changed)) in enumerate(zip(starts, tasks, strict=True), 1):
-                done["changed"] = done.get("changed", False) or changed
-                with writing(path):
-                    f.write(ids.tobytes())
-                done["tokens"] += len(ids)
-                done["bytes"] += length
-                done["documents"] = min(start + at_once, len(documents))
-                bar.update(done["documents"] - start)
-                if count % 10 == 0 or done["documents"] == len(documents):
-                    flush(f)
-                    save_progress()
-
-
-def save(progress, path):
-    with writing(path), open(path + ".tmp", "w") as f:
-        json.dump(progress, f)
-        flush(f)
-    os.replace(path + ".tmp", path)
+        for count, (start, (ids, length, changed)) in enumerate(zip(starts, tasks, strict=True), 1):
+            f.write(ids.tobytes())
+            done["changed"] = done.get("changed", False) or changed
+            done["tokens"] += len(ids)
+            done["bytes"] += length
+            done["documents"] = min(start + at_once, len(documents))
+            meter.show(done["documents"])
+            if count % 10 == 0 or done["documents"] == len(documents):
+                flush(f)
+                save()

@@ -11,12 +11,14 @@ from itertools import islice
 import numpy as np
 
 from data.bins import SPLITS
-from data.folder import remove, write_dataset
+from data.folder import write_dataset
 from data.pieces import bpe_pieces, pieces_for
 from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, train_tokenizer
 from data.codecs import BPECodec, CharCodec, shown
 from nanogpt.device import usable_cores
 from nanogpt.errors import ROOT, UserError, command
+from nanogpt.files import whole_file
+from nanogpt.meter import Meter
 from nanogpt.text_file import decoded
 
 DATA = os.path.join(ROOT, "data")
@@ -30,15 +32,13 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 # reading
 
 
-def progress(items, what, total=0):
-    """Yields `items` (texts or bytes) and shows on stderr how much, by their lengths, has gone by."""
-    done = 0
-    for item in items:
-        yield item
-        done += len(item)
-        line = f"{what}: {done:,}" + (f" of {total:,}" if total else "")
-        print(line, end="\r", file=sys.stderr, flush=True)  # the next such line, or an error, goes over it
-    print(file=sys.stderr)
+def metered(texts, what, total):
+    """Yields `texts` and shows on stderr how many of the `total` characters have gone by."""
+    meter, done = Meter(what, total), 0
+    for text in texts:
+        yield text
+        done += len(text)
+        meter.show(done)
 
 
 def text_files(paths):
@@ -85,28 +85,22 @@ def text_chunks(paths, start=0, stop=sys.maxsize):
 
 
 def download(url, path, sha256):
-    """Fetches `url` to `path`, whole and with that SHA-256, or UserError says what to do instead."""
+    """Fetches the small file at `url` to `path`, whole and with that SHA-256, or UserError says what to do instead."""
     import requests
 
-    digest, headers = hashlib.sha256(), {"Accept-Encoding": "identity"}  # Content-Length is then the file's
+    print(f"downloading {url}")
     try:
-        with requests.get(url, stream=True, timeout=(10, 60), headers=headers) as response:
-            response.raise_for_status()
-            total = int(response.headers.get("Content-Length", 0))
-            with open(path + ".tmp", "wb") as f:
-                for data in progress(response.iter_content(1 << 16), f"downloading {url}, bytes", total):
-                    f.write(data)
-                    digest.update(data)
-        reason = "" if digest.hexdigest() == sha256 else "what came has another SHA-256"
-        if not reason:
-            os.replace(path + ".tmp", path)
+        response = requests.get(url, timeout=60)
+        response.raise_for_status()
+        is_it = hashlib.sha256(response.content).hexdigest() == sha256
+        reason = "" if is_it else "what came has another SHA-256"
     except requests.RequestException as error:
         status = getattr(error.response, "status_code", None)
         reason = f"HTTP status {status}" if status else type(error).__name__
-    finally:
-        remove(path + ".tmp")
     if reason:
         raise UserError(f"cannot download {url} ({reason}): fetch it by other means and save it as {path}")
+    with whole_file(path) as f:
+        f.write(response.content)
 
 
 def shakespeare(folder):
@@ -193,16 +187,15 @@ def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
             start, stop = start - length, stop - length
 
     def encoded(text):
-        """(ids, bytes, what the vocabulary lacks) of a piece."""
         if not text:
             return end_of_text(codec), 0, {}
-        ids = codec.encode_ordinary(text)
+        ids, length, lacking = encode_piece(text, codec)
         if not changed and not comes_back(text, ids, codec):
             changed.append(text)
-        return ids, len(text.encode()), codec.missing(text, ids)
+        return ids, length, lacking
 
     def arrays(split, start, stop):
-        texts = progress(pieces(start, stop), f"tokenising {split}, characters", stop - start)
+        texts = metered(pieces(start, stop), f"tokenising {split}, characters", stop - start)
         for ids, length, lacking in in_threads(encoded, texts):
             missing.update(lacking)
             yield ids, length
@@ -220,7 +213,7 @@ def _training_texts(paths, n_train, n_bytes):
     if share < 1:
         print(f"training the tokenizer on {TRAIN_BYTES:,} of {n_bytes:,} bytes, taken evenly over the training part")
     texts = bpe_pieces(text_chunks(paths, 0, n_train))
-    for text in progress(texts, "training a tokenizer, characters", n_train):
+    for text in metered(texts, "training a tokenizer, characters", n_train):
         seen += len(text)
         if taken + len(text) <= share * seen or share == 1:
             taken += len(text)
@@ -245,6 +238,12 @@ def say_end(codec):
         print("this tokenizer has no token for the end of a document: nothing stands between two of them")
     elif codec.tokenizer:
         print(f"{codec.end} is id {codec.eot}; where it stands in the text, it is plain text")
+
+
+def encode_piece(text, codec):
+    """(ids, (n,), how many bytes of UTF-8 they stand for, Counter of the characters that the vocabulary lacks)."""
+    ids = codec.encode_ordinary(text)
+    return ids, len(text.encode()), codec.missing(text, ids)
 
 
 def end_of_text(codec):

@@ -1,4 +1,4 @@
-"""Config files: Python that assigns settings, and may compute them in any way.
+"""Config files, Python that assigns settings and may compute them in any way; and names that are no settings.
 
 nanoGPT runs such a file inside train.py's own globals. So its users' files read settings and use modules without an
 import, and have names of their own, which are no mistakes.
@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 import time
+import traceback
 import types
 
 import numpy as np
@@ -23,6 +24,12 @@ from nanogpt.errors import UserError
 # what nanoGPT's train.py has imported before it runs a config file
 MODULES = {"math": math, "np": np, "os": os, "pickle": pickle, "sys": sys, "time": time, "torch": torch}
 NEAR = 0.8  # difflib's ratio from which on a name is taken for a setting's: from 0.6 on, data_dir would be out_dir
+# {a setting of earlier versions: (the value that switched it off, what to do in its place)}. Old config files, commands
+# and checkpoints may have the first; any other value is an error.
+REMOVED = {
+    "spike_rewind": (0.0, "resume from ckpt.pt with another --seed or a lower rate (docs/exploding_loss.md)"),
+    "plan": (False, "use tools/plan.py"),
+}
 
 
 def run(source, path, name, settings):
@@ -33,10 +40,9 @@ def run(source, path, name, settings):
     try:
         exec(compile(source, path, "exec"), scope)
     except Exception as error:
-        frame, line = error.__traceback__, getattr(error, "lineno", None)
-        while frame:  # the deepest line that is the file's own
-            line = frame.tb_lineno if frame.tb_frame.f_code.co_filename == path else line
-            frame = frame.tb_next
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame.lineno for frame in frames if frame.filename == path]  # the last is the deepest line of the file
+        line = own[-1] if own else getattr(error, "lineno", None)
         reason = getattr(error, "msg", None) or f"{type(error).__name__}: {error}"
         raise UserError(f"{name}, line {line}: {reason}") from None
     return {k: v for k, v in scope.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}
@@ -52,12 +58,22 @@ def shown(value):
 
 def nearest(name, names, ratio=0.6):
     """The one of `names` that is most like `name`, by difflib's ratio; None where that is lower for all."""
+    names = [each for each in names if each not in REMOVED]
     return next(iter(difflib.get_close_matches(name, names, 1, ratio)), None)
 
 
 def unknown(name, near, where):
     """The error's text for a `name` that is no setting, and is `near` that one or None, given `where`."""
     return f"{where}: there is no setting {name}; " + (f"did you mean {near}?" if near else "see --help")
+
+
+def check_removed(values):
+    """UserError where one of REMOVED is switched on in `values`, {name: value}."""
+    for name, (off, advice) in REMOVED.items():
+        if (value := values.get(name, off)) != off:
+            raise UserError(
+                f"--{name}={value}: there is no setting {name} any more: {advice}; --{name}={off} does without it"
+            )
 
 
 def judge_names(found, source, names, where):

@@ -1,9 +1,8 @@
 """Prints a mistake of the user and a failure of the machine as one line, without a traceback; and paths of the project.
 
-Importing this module sets the exception hook: a UserError prints `error: ...` and exits with code 2, a failure of the
+After install(), which configure() calls, a UserError prints `error: ...` and exits with code 2. A failure of the
 machine (disk full, out of memory, another process gone) prints the same and exits with code 1. Anything else is a bug
-and keeps its traceback. A standard stream that is closed at the start is replaced by the null device, so that no file
-opened later takes its number.
+and keeps its traceback.
 """
 
 import atexit
@@ -110,17 +109,23 @@ def complain(message):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def _open_closed_streams():
-    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+def install():
+    """From now on, in this process: one line for what is not a bug; a standard stream that is closed leads to the null
+    device, so that no file opened later takes its number; and what a terminal cannot show is printed escaped."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
         if getattr(sys, name) is None and name != "stdin":
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.excepthook = report
+    atexit.register(_flush_output)
 
 
-@atexit.register
 def _flush_output():
     """Flushes stdout. Python would do it after this, and print a complaint where nobody can read stdout any more."""
     try:
@@ -156,7 +161,3 @@ def report(kind, error, trace):
         message = f"rank {rank}: {message}"
     complain(message)
     sys.exit(2 if issubclass(kind, UserError) else 1)
-
-
-_open_closed_streams()
-sys.excepthook = report

@@ -11,7 +11,7 @@ from itertools import chain
 from nanogpt.errors import UserError
 
 HEAD = 1 << 12  # bytes by which UTF-16 is recognised
-HINT = "; it looks like UTF-16: save it as UTF-8"
+UTF16 = "not UTF-8 text; it looks like UTF-16: save it as UTF-8"
 
 
 def read_text(path, name=None):
@@ -30,19 +30,21 @@ def decoded(blocks, name):
     """The text in `blocks`, the bytes of one file, in pieces; UserError, which calls it `name`, where it is not UTF-8.
 
     A character, a \\r\\n or the byte order mark may be cut between two blocks."""
+    blocks, head = iter(blocks), b""
+    while len(head) < HEAD and (block := next(blocks, b"")):
+        head += block
+    if looks_like_utf16(head[:HEAD]):
+        raise UserError(f"{name}: {UTF16}")
     utf8 = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    before, head, at_start = 0, b"", True
-    for block in chain(blocks, [b""]):
+    before, at_start = 0, True
+    for block in chain([head] if head else [], blocks, [b""]):
         held = len(utf8.getstate()[0])  # bytes of a character that the last block cut in two
-        head += block[: HEAD - len(head)]
         try:
             text = utf8.decode(block, final=not block)
         except UnicodeDecodeError as error:
             at = f"byte {before - held + error.start:,}: {error.reason}"
-            raise UserError(f"{name}: not UTF-8 text ({at}){HINT if looks_like_utf16(head) else ''}") from None
-        if looks_like_utf16(head) and (len(head) == HEAD or not block):
-            raise UserError(f"{name}: not UTF-8 text (NULs or the like in every second byte){HINT}")
+            raise UserError(f"{name}: not UTF-8 text ({at})") from None
         before += len(block)
         if text and at_start:
             text, at_start = text.removeprefix("\ufeff"), False
@@ -66,16 +68,11 @@ def stdin_lines(prompt):
         except EOFError:
             return
         if not terminal and looks_like_utf16(line.lstrip("\ufffd").encode()):
-            raise UserError(f"stdin: not UTF-8 text{HINT}")
+            raise UserError(f"stdin: {UTF16}")
         yield line
 
 
 def looks_like_utf16(data):
-    """Whether `data` (bytes) is UTF-16: it says so itself, or its high bytes show it, which are every second one.
-
-    These are 0 to 8 for the alphabets from Latin to Arabic, and no text in UTF-8 is made of such bytes."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return True
-    halves = (data[::2], data[1::2])
-    low = sorted(sum(byte < 9 for byte in half) / max(1, len(half)) for half in halves)
-    return low[1] > 1 / 2 and low[0] < 1 / 4  # a program has many in both halves
+    """Whether `data` (bytes) begins with UTF-16's byte order mark, or a quarter of it or more are NULs."""
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return data.startswith(marks) or (b"\0" in data and 4 * data.count(0) >= len(data))

@@ -130,7 +130,7 @@ def test_gpt2s_tokens_are_counted_by_id_and_the_end_of_a_document_has_no_bytes(s
 
 def test_without_gpt2s_vocabulary_on_disk_training_asks_no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("data.codecs.tiktoken_encoding", lambda name: pytest.fail("it would be fetched"))
+    monkeypatch.setattr("data.codecs.gpt2_encoding", lambda: pytest.fail("it would be fetched"))
     monkeypatch.setattr("data.folder.ROOT", str(tmp_path))
     (tmp_path / "data" / "words").mkdir(parents=True)
     for split in ("train", "val"):

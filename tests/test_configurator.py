@@ -492,6 +492,36 @@ def test_a_near_name_of_something_that_is_no_plain_value_is_a_helper(configured,
     assert configured(text) == {} and capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("argument, advice", [
+    ("--spike_rewind=1", "resume from ckpt.pt with another --seed or a lower rate (docs/exploding_loss.md)"),
+    ("--plan=True", "use tools/plan.py"),
+])  # fmt: skip
+def test_a_setting_of_earlier_versions_is_an_error_that_says_what_to_do(settings, tmp_path, argument, advice):
+    name, value = argument[2:].split("=")
+    (tmp_path / "mine.py").write_text(f"{name} = {value}\n")
+    for given in (argument, "mine.py"):
+        message = mistake(settings, given)
+        assert f"there is no setting {name} any more: {advice}" in message and "did you mean" not in message
+
+
+def test_a_setting_of_earlier_versions_that_is_switched_off_is_taken_without_a_word(settings, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("spike_rewind = 0\nplan = False\nbatch_size = 3\nplans = [1]\n")
+    found, _ = settings("mine.py", "--spike_rewind=0.0", "--plan=False")
+    assert found == SETTINGS | {"batch_size": 3} and capsys.readouterr() == ("", "")
+
+
+def test_a_checkpoint_with_a_setting_of_earlier_versions_says_how_to_resume_it(settings):
+    old = {"spike_rewind": 1.0, "plan": False, "batch_size": 5}
+
+    def adopted(saved, *arguments):
+        namespace, given = settings(*arguments)
+        return Settings(namespace, list(SETTINGS), given).adopt(saved), namespace["batch_size"]
+
+    with pytest.raises(UserError, match="--spike_rewind=1.0: there is no setting.*; --spike_rewind=0.0 does without it"):
+        adopted(old)
+    assert adopted(old, "--spike_rewind=0.0") == adopted(old | {"spike_rewind": 0.0}) == ([], 5)
+
+
 def test_unknown_names_on_the_command_line_are_told_at_once(settings, tmp_path):
     (tmp_path / "mine.py").write_text("warmup_iter = 3\n")
     message = mistake(settings, "--max_itres=5", "mine.py", "--zzz=1", "--batch_size=3", "--bach_size=2")

@@ -11,6 +11,7 @@ from conftest import ROOT, error_line
 from nanogpt import errors
 from nanogpt.errors import command, machine_failure, relative_path
 
+
 @pytest.mark.parametrize("name, argument, says", [
     ("train.py", "--learning_rat=1", "--learning_rat=1: there is no setting learning_rat; did you mean learning_rate?"),
     ("sample.py", "--strat=x", "--strat=x: there is no setting strat; did you mean start?"),
@@ -24,7 +25,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_2(run, tmp_path, name, argumen
 
 def failing(project, name, line):
     """A script in the project's folder that does `line`."""
-    (project / name).write_text(f"import os, sys, torch\nfrom nanogpt import errors\nprint('before')\n{line}\n")
+    (project / name).write_text(f"import os, torch\nfrom nanogpt import errors\nerrors.install()\nprint('before')\n{line}\n")
     return name
 
 
@@ -41,6 +42,13 @@ def test_a_failure_of_the_machine_is_one_line_and_exit_1(run, own_project, line,
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: " + message), result.stderr
     assert result.stdout == "before\n"
+
+
+def test_importing_the_project_changes_nothing_in_the_process(run, own_project):
+    """Only configure(), which a script calls, has mistakes printed as one line."""
+    program = "import sys, model, configurator, data.text, nanogpt.errors\nassert sys.excepthook is sys.__excepthook__\n"
+    (own_project / "imports.py").write_text(program)
+    assert run("imports.py", project=own_project).stderr == ""
 
 
 def test_a_bug_keeps_its_traceback(run, own_project):
@@ -173,8 +181,7 @@ def test_what_names_a_command_works_there_too(tmp_path, monkeypatch):
         check_size(str(tmp_path / "train.bin"), 16, "openwebtext")
     assert f"python {tmp_path / 'prepare.py'}" in str(error.value)
     print_next("config/train_gpt2.py")
-    config = dict(max_iters=5, eval_interval=1, save_interval=0, patience=0, max_seconds=0.0, decay_lr=False)
-    progress = Progress({}, 0, config | {"lr_decay_iters": 5}, 64, None)
+    progress = Progress({}, 0, 64, None, max_iters=5, patience=0, max_seconds=0.0)
     last_lines(str(tmp_path), progress, 3, "cpu")
     assert str(ROOT / "sample.py") in last_lines("out", progress, 6, "cpu")[1]
 

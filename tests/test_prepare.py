@@ -229,7 +229,7 @@ def test_openwebtext_from_a_folder_is_nanogpts_recipe_and_goes_on_after_a_stop(w
     first = tiktoken_gpt2().decode(expected["train"][: expected["train"].index(50256)])
     state = {"train": {"documents": 1000, "tokens": done, "bytes": 5}, "val": {"documents": 0, "tokens": 0, "bytes": 0}}
     state["of"] = [str(tmp_path / "source"), 3001, hashlib.sha256(first.encode()).hexdigest()]
-    write_text(folder / "progress.tmp", json.dumps(state))
+    write_text(folder / "progress.tmp", json.dumps(state))  # its name in earlier versions
     (tmp_path / "other").mkdir()
     for i in range(3):
         write_text(tmp_path / "other" / f"{i}.txt", "another source\n")
@@ -259,14 +259,14 @@ def test_openwebtext_killed_half_way_ends_as_if_it_had_not_been(work, tmp_path):
             stderr=subprocess.DEVNULL,
         )
         while process.poll() is None:
-            progress = folder / "progress.tmp"
-            if progress.exists() and json.loads(progress.read_text())["train"]["documents"] > kept:
+            state = folder / "unfinished.tmp"
+            if state.exists() and json.loads(state.read_text())["train"]["documents"] > kept:
                 break
             time.sleep(0.002)
         assert process.poll() is None, "it ended before it could be killed"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        kept = json.loads(progress.read_text())["train"]["documents"]
+        kept = json.loads(state.read_text())["train"]["documents"]
         assert 0 < kept < 4000
     result = prepare(work, "openwebtext", f"--source={tmp_path / 'source'}")
     assert result.returncode == 0 and f"going on after document {kept:,}" in result.stdout, result.stderr
@@ -312,7 +312,6 @@ def test_what_is_loaded_of_the_hub(work, tmp_path, dataset, expected):
     """A stand-in for `datasets` fails with what it was asked for."""
     stand_in = "def load_dataset(*names, **options):\n    raise OSError(f'asked for {names}, {options[\"split\"]}')\n"
     write_text(tmp_path / "datasets.py", stand_in + "concatenate_datasets = None\n")
-    write_text(tmp_path / "tqdm.py", "tqdm = None\n")
     line = error_after_progress(prepare(work, dataset, PYTHONPATH=str(tmp_path)))
     assert line.startswith(f"error: --source={expected[0]} cannot be loaded: asked for {expected}, train; ")
     assert line.endswith("takes a folder of .parquet, .jsonl and .txt files too")

@@ -11,10 +11,9 @@ import unicodedata
 
 import numpy as np
 import pytest
-import tiktoken
 from conftest import ROOT, TINY, error_line, flags
 from prepare_scripts import (
-    NO_NETWORK, PROXIES, SHAKESPEARE, UNICODE, error_after_progress, files_in, ids, needs_bpe, needs_shakespeare, prepare,
+    SHAKESPEARE, UNICODE, error_after_progress, files_in, ids, needs_bpe, needs_shakespeare, prepare, tiktoken_gpt2,
     write_text,
 )  # fmt: skip
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -23,10 +22,8 @@ from transformers import PreTrainedTokenizerFast
 from data import text as data_text
 from data.pieces import line_pieces, pieces_for
 from data.streaming import ByteStream, TextStream
-from data.tokenizer import (
-    SPLITS, codec_of_tokenizer, find_tokenizer, same_tokenizer, tokenizer_of, tokenizer_of_encoding, train_tokenizer,
-)  # fmt: skip
 from data.codecs import BPECodec, CharCodec, TokenizerCodec
+from data.tokenizer import codec_of_tokenizer, find_tokenizer, same_tokenizer, tokenizer_of, train_tokenizer
 from nanogpt.errors import UserError
 
 END = "<|endoftext|>"
@@ -188,29 +185,31 @@ def test_a_byte_level_bpe_that_tiktoken_would_encode_differently_is_encoded_by_t
         assert codec.encode_ordinary(each).tolist() == ids_by(tokenizer, each)
 
 
-@pytest.mark.parametrize("family", SPLITS)
-def test_an_encoding_of_tiktokens_is_written_to_a_tokenizer_json_of_the_same_ids(own, family):
-    """Its real vocabularies are on the network: here the trained merges, split as each of them splits."""
-    ranks = codec_of_tokenizer(own, "x")._encoding._mergeable_ranks
-    name = "gpt2" if family == "GPT-2" else f"{family}_base"
-    encoding = tiktoken.Encoding(name, pat_str=SPLITS[family][1], mergeable_ranks=ranks, special_tokens={END: 599})
-    text = tokenizer_of_encoding(encoding)
+# how cl100k splits a text, as tokenizers takes it
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def test_a_byte_level_bpe_of_another_split_is_encoded_by_tokenizers_and_its_bytes_are_known(own):
+    split = {"type": "Split", "pattern": {"Regex": CL100K}, "behavior": "Isolated", "invert": False}
+    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    text = edited(own, lambda c: c.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [split, by_bytes]}))
     codec, tokenizer = codec_of_tokenizer(text, "x"), hugging_face(text)
-    assert isinstance(codec, BPECodec) and codec.cuts_at_lines == (family != "GPT-2")
-    for each in UGLY:
-        expected = encoding.encode_ordinary(each)
-        assert codec.encode_ordinary(each).tolist() == ids_by(tokenizer, each) == expected
+    assert isinstance(codec, TokenizerCodec) and codec.cuts_at_lines and codec.bytes_by_id
+    for each in UGLY[:300]:
+        found = codec.encode_ordinary(each).tolist()
+        assert found == ids_by(tokenizer, each)
+        assert b"".join(map(codec.piece, found)) == each.encode()
 
 
-def test_the_patterns_are_tiktokens():
-    """Where it has them at hand without a network: in the source of its plug-in."""
-    import inspect
-
-    import tiktoken_ext.openai_public as public
-
-    source = inspect.getsource(public)
-    assert all(part in source for part in SPLITS["o200k"][1].split("|\\")[0].split("(?i:")[:1])
-    assert SPLITS["cl100k"][1] in source and SPLITS["GPT-2"][1] == getattr(public, "r50k_pat_str", SPLITS["GPT-2"][1])
+@needs_bpe
+def test_gpt2s_tokenizer_json_has_gpt2s_ids_for_tokenizers():
+    tokenizer, tiktokens = hugging_face(tokenizer_of(BPECodec())), tiktoken_gpt2()
+    assert tokenizer.token_to_id(END) == tiktokens.eot_token == 50256
+    for each in [*UGLY, TEXT]:
+        assert ids_by(tokenizer, each) == tiktokens.encode_ordinary(each)
 
 
 @needs_bpe
@@ -413,17 +412,13 @@ def test_a_tokenizer_json_that_is_no_text_is_one_line(content, tmp_path):
 def test_what_is_no_tokenizer_is_one_line(tmp_path):
     with pytest.raises(UserError, match="there is no tokenizer.json in this folder"):
         find_tokenizer(str(tmp_path))
-    with pytest.raises(UserError, match="o200k_base") as error:
-        find_tokenizer("o300k_base")
-    assert "--tokenizer=o300k_base" in str(error.value)
-
-
-def test_an_encoding_that_cannot_be_fetched_is_one_line_with_what_to_do(monkeypatch, tmp_path):
-    for name in PROXIES:
-        monkeypatch.setenv(name, NO_NETWORK[name])
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    with pytest.raises(UserError, match="o200k_base.*TIKTOKEN_CACHE_DIR=DIR python.*get_encoding.'o200k_base'.*copy"):
+    with pytest.raises(UserError, match="--tokenizer=o200k_base: takes a tokenizer.json, a folder that has one, or gpt2"):
         find_tokenizer("o200k_base")
+
+
+@needs_bpe
+def test_gpt2_is_a_name():
+    assert find_tokenizer("gpt2").tokenizer is None
 
 
 def test_a_missing_library_is_one_line(monkeypatch, own):
@@ -564,10 +559,12 @@ def test_a_run_on_the_data_of_another_tokenizer_is_one_line(run, own_project, tm
 
 
 def test_a_vocabulary_above_65536_trains_on_u32_bins(run, own_project, tmp_path):
-    codec = codec_of_tokenizer(train_tokenizer([TEXT], 300), "x")
-    ranks = {token: i + 70_000 for token, i in codec._encoding._mergeable_ranks.items()}
-    encoding = tiktoken.Encoding("gpt2", pat_str=SPLITS["GPT-2"][1], mergeable_ranks=ranks, special_tokens={END: 80_000})
-    tokenizer = write_text(tmp_path / "t.json", tokenizer_of_encoding(encoding))
+    small = train_tokenizer([TEXT], 300)
+    codec, content = codec_of_tokenizer(small, "x"), json.loads(small)
+    content["model"]["vocab"] = {token: i + 70_000 for token, i in content["model"]["vocab"].items() if token != END}
+    content["added_tokens"][0]["id"] = 80_000
+    content["model"]["vocab"][END] = 80_000
+    tokenizer = write_text(tmp_path / "t.json", json.dumps(content))
     path = write_text(tmp_path / "a.txt", TEXT)
     run("data/text_bpe/prepare.py", path, "--name=mine", f"--tokenizer={tokenizer}", project=own_project)
     folder, n = own_project / "data" / "mine", int(len(TEXT) * 0.9)
@@ -606,12 +603,12 @@ def test_openwebtext_in_other_tokens_says_what_text_bpe_says(work, tmp_path):
     hub = hashlib.sha256(documents[0].encode()).hexdigest()
     old = hashlib.sha256(trained("WordPiece").encode()).hexdigest()
     state["of"] = [str(tmp_path / "source"), 3000, hub, old]
-    write_text(folder / "progress.tmp", json.dumps(state))
+    write_text(folder / "unfinished.tmp", json.dumps(state))
     write_text(path, trained("Unigram"))
     assert "unfinished run" in error_after_progress(prepare(work, "openwebtext", *arguments))
     # a character that it lacks
     jsonl(tmp_path / "source" / "a.jsonl", ["the cat ☃ and ☃"] * 300)
-    (folder / "progress.tmp").unlink()
+    (folder / "unfinished.tmp").unlink()
     before = files_in(folder)
     line = error_after_progress(prepare(work, "openwebtext", *arguments))
     assert "no tokens for 1 characters of a document: '☃' (U+2603) 2 times" in line

@@ -10,26 +10,25 @@ standard error over windows of block_size tokens.
 
 import os
 import sys
-import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-import numpy as np
 import torch
 
 from configurator import configure
 from data.bins import check_ids, open_bin
-from data.codecs import CharCodec, bytes_of_ids
+from data.codecs import bytes_of_ids
 from data.dataset import Dataset
 from data.folder import bytes_per_token
 from data.pieces import pieces_for
 from data.pretrained import Pretrained
-from data.text import check_missing, text_chunks
+from data.text import check_missing, encode_piece, text_chunks
 from model import GPT
 from nanogpt import device as devices
 from nanogpt.distributed import Processes, pick_backend
 from nanogpt.errors import UserError
 from nanogpt.evaluation import chunks_of, evaluate, pick_batch_size
+from nanogpt.meter import Meter
 
 # ---- settings ----------------------------------------------------------------------------------------------------
 
@@ -65,14 +64,11 @@ if stride > block_size:
 
 def ids_of_file(path):
     """Yields the ids of the text in `path`, part by part, and counts them and their bytes in `of_file`."""
-    of_characters = isinstance(codec, CharCodec)
-    texts = text_chunks([path])
-    for text in texts if of_characters else pieces_for(codec, texts):
-        ids = np.array(codec.encode(text), dtype=np.int64) if of_characters else codec.encode_ordinary(text)
-        if not of_characters:
-            check_missing(codec.missing(text, ids))
+    for text in pieces_for(codec, text_chunks([path])):
+        ids, n_bytes, missing = encode_piece(text, codec)
+        check_missing(missing)
         of_file["tokens"] += len(ids)
-        of_file["bytes"] += len(text.encode())
+        of_file["bytes"] += n_bytes
         yield ids
 
 
@@ -108,16 +104,13 @@ if bytes_of is None and not file and not facts:  # then the bytes of the whole a
 
 processes.join(pick_backend("auto", device))
 model.to(device).eval()
-shown_at = time.monotonic()
+meter = Meter("evaluating, tokens", n_tokens - 1 if n_tokens else 0)
 
 
 def show(done):
-    """Shows on stderr, once a second, how many tokens have been predicted."""
-    global shown_at
-    if processes.rank == 0 and time.monotonic() - shown_at > 1:
-        shown_at = time.monotonic()
-        share = f" of {n_tokens - 1:,} ({done / (n_tokens - 1):.0%})" if n_tokens else ""
-        print(f"{done:,}{share} tokens".ljust(60), end="\r", file=sys.stderr, flush=True)
+    """Shows on stderr, on the first process, how many tokens have been predicted."""
+    if processes.rank == 0:
+        meter.show(done)
 
 
 with devices.autocast(device, dtype):

@@ -17,8 +17,8 @@ from data.text import data_folder, prepare_bpe, print_next, text_files
 from nanogpt.errors import UserError, command
 
 name = "text_bpe"  # the dataset's name: the folder under data/ that it is written to
-vocab_size = 0  # train a tokenizer of this many tokens on the text; 0: take GPT-2's tokens, or those of --tokenizer
-tokenizer = ""  # a tokenizer.json, a folder that has one, or the name of an encoding of tiktoken's
+vocab_size = 0  # train a tokenizer of this many tokens on the text; 0: take those of --tokenizer
+tokenizer = ""  # a tokenizer.json, or a folder that has one; empty: GPT-2's
 val_fraction = 0.1  # the part of the text, at its end, that is kept for validation
 
 files = []
