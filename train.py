@@ -15,11 +15,11 @@ from configurator import configure
 from data.bins import check_ids, open_bin
 from data.dataset import Dataset
 from data.order import Windows
+from data.pretrained import Pretrained
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
 from nanogpt.bits_per_byte import bits_per_byte
-from nanogpt.checkpoint import has_run, load_model_file
 from nanogpt.distributed import Processes, pick_backend, share_evenly
 from nanogpt.guard import StepGuard, clip_gradients
 from nanogpt.mfu import RunningMFU
@@ -114,30 +114,25 @@ say(compile_remark, devices.emulation_remark(dtype, device))
 devices.pick_attention(attention, device, dtype)
 devices.set_deterministic(deterministic)
 processes.check_sharding(sharding, optimizer, dtype)
-data = Dataset(dataset, block_size)  # its bins, and what the ids in them stand for
+corpus = Dataset(dataset, block_size)  # its bins, and what the ids in them stand for
 run_log.check_loggers(folder, tensorboard_log, wandb_log)
 torch.manual_seed(seed + rank)
 
 # ---- the model -----------------------------------------------------------------------
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
-say(data.found_line)
+say(corpus.found_line)
 if saved:
     remarks += folder.forget_other_data(saved, dataset)
-    say(f"Resuming training from {out_dir}", *remarks, data.resumed_remark(saved, folder.loaded_path))
+    say(f"Resuming training from {out_dir}", *remarks, corpus.resumed_remark(saved, folder.loaded_path))
     model = GPT.from_checkpoint(saved, folder.loaded_path, dropout)
 elif init_from == "scratch":
-    say("Initializing a new model from scratch", data.rounded_line)
-    model = GPT(GPTConfig(block_size, data.vocab_size, n_layer, n_head, n_embd, dropout, bias))
-elif has_run(init_from):
-    initial, path, remarks = load_model_file(init_from)
-    data.check_model(initial, path)
-    say(f"Initializing from the model in {path}", *remarks)
-    model = GPT.from_checkpoint(initial, path, dropout)
+    say("Initializing a new model from scratch", corpus.rounded_line)
+    model = GPT(GPTConfig(block_size, corpus.tokens.model_vocab_size, n_layer, n_head, n_embd, dropout, bias))
 else:
-    say(f"Initializing from GPT-2 weights: {init_from}")
-    model = GPT.from_pretrained(init_from, {"dropout": dropout})
-    say(data.gpt2_remark(init_from, model.config.vocab_size))
+    initial = Pretrained.load(GPT, init_from, dropout=dropout)
+    say(f"Initializing from {initial.title}", *initial.remarks, corpus.start_remark(initial))
+    model = initial.model
 model.crop_block_size(block_size)
 model.recompute, model.loss_only = recompute, True
 settings.adopt_model_sizes(model.config, init_from)  # n_layer, n_head, n_embd and bias are now the model's
@@ -154,9 +149,9 @@ if (ended := progress.nothing_left(iter_num)) and not eval_only:
 
 # ---- data ----------------------------------------------------------------------------
 vocab_size = model.config.vocab_size
-fingerprints = data.check_bins(block_size, vocab_size, expected=saved.get("data"))
-samples = ShortSamples(sample_interval, data, vocab_size, seed, device)
-text_bytes = data.text_bytes(vocab_size, device)
+fingerprints = corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
+samples = ShortSamples(sample_interval, corpus.tokens, vocab_size, seed, device)
+text_bytes = corpus.text_bytes(vocab_size, device)
 # windows alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
 batch_generator = torch.Generator().set_state(torch.get_rng_state())
 windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size, block_size, rank, world_size)
@@ -164,10 +159,10 @@ windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size
 
 def get_batch(split, evaluation=False):
     """(x, y), each (B, T) int64 on the device: windows of the split's tokens, and the token after each token."""
-    tokens = open_bin(data.bins[split])  # a new memory map each time: one that is held keeps every page it has read
+    tokens = open_bin(corpus.bins[split])  # a new memory map each time: one that is held keeps every page it has read
     start = windows.starts(len(tokens), evaluation)
     window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
-    check_ids(window, vocab_size, data.bins[split], start)
+    check_ids(window, vocab_size, corpus.bins[split], start)
     ids = devices.to_device(torch.from_numpy(window), device)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
@@ -251,7 +246,7 @@ def save(name, point):
     machine = {"device_type": device_type, "dtype": dtype, "compile": compile}
     folder.save(
         name, model, optim, scaler, point, machine, iter_num=iter_num, config=config, data=fingerprints,
-        wandb_id=log.wandb_id, **data.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
+        wandb_id=log.wandb_id, **corpus.tokens.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
     )  # fmt: skip
 
 

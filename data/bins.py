@@ -8,10 +8,9 @@ import os
 
 import numpy as np
 
-from nanogpt.errors import ROOT, UserError, command
+from nanogpt.errors import UserError, command
 
 FULL_CHECK_TOKENS = 1 << 26  # a longer bin is checked in samples here, and each batch when it is drawn
-
 
 SPLITS = ("train", "val")
 
@@ -40,25 +39,17 @@ def open_bin(path):
 def check_size(path, block_size, dataset):
     """UserError where the size of `path` shows that it cannot be trained on: missing, cut or too short."""
     if not os.path.isfile(path):
-        where = os.path.dirname(path)
-        prepare = os.path.join(where, "prepare.py")
-        base = os.path.basename(os.path.normpath(dataset))
-        if os.path.exists(prepare):
-            what = f"run: {command(prepare)}"
-        elif base != dataset and os.path.isdir(os.path.join(ROOT, "data", base)):
-            what = f"its name is {base}"
-        elif os.path.isdir(where):
-            what = f"prepare it again, as by {command('data/text_bpe/prepare.py', 'FILE', f'--name={dataset}')}"
-        else:
-            what = f"there is no {prepare} either"
-        if dataset == "openwebtext":  # train.py's own choice, and 53 GB
-            what += f"; to begin with something small, {command('data/shakespeare_char/prepare.py')}"
-        raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); {what}")
+        own = os.path.join(os.path.dirname(path), "prepare.py")
+        any_text = command("data/text_bpe/prepare.py", "FILE", f"--name={dataset}")
+        how = command(own) if os.path.exists(own) else f"{any_text}, which takes any text"
+        if dataset == "openwebtext":  # train.py's default, and 53 GB
+            how += f"; for something small: {command('data/shakespeare_char/prepare.py')}"
+        raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); run: {how}")
     size, width = os.path.getsize(path), dtype_in(path).itemsize
-    if size % width and width == 2:
-        raise UserError(f"{path}: {size:,} bytes is odd, and a token is two: the file is cut or is no token bin")
     if size % width:
-        raise UserError(f"{path}: {size:,} bytes is no multiple of a token's four: the file is cut or is no token bin")
+        raise UserError(
+            f"{path}: {size:,} bytes is no multiple of a token's {width}: the file is cut or is no token bin"
+        )
     if size // width < block_size + 1:
         raise UserError(f"{path}: {size // width:,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
 

@@ -10,13 +10,14 @@ It may be called while a run is training.
 import os
 import sys
 import textwrap
+from itertools import combinations
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 import numpy as np
 
 from configurator import configure
-from data.vocabulary import has_tokens, same_tokens
+from data.tokens import Tokens
 from nanogpt import checkpoint as ckpt
 from nanogpt.errors import UserError, command, require
 from nanogpt.run_log import read_log
@@ -100,8 +101,8 @@ def thin(x, y, of=np.mean):
 
 logs = [curves(out_dir) for out_dir in out_dirs]
 checkpoints = [ckpt.peek(out_dir) for out_dir in out_dirs]
-tokens = [checkpoint for checkpoint in checkpoints if has_tokens(checkpoint)]
-if not bpb and any(not same_tokens(tokens[0], other) for other in tokens):
+tokens = [Tokens.kept_in(each, out_dir) for each, out_dir in zip(checkpoints, out_dirs, strict=True) if each]
+if not bpb and any(one.same_as(other) is False for one, other in combinations(tokens, 2)):
     print("these runs have different tokens, so their losses do not compare: --bpb=True draws bits per byte")
 matplotlib.rcParams.update({"axes.grid": True, "grid.color": "0.92"})
 figure = Figure(figsize=(9, 8 if norm else 6), layout="constrained")
