@@ -153,11 +153,11 @@ def len_of(tokens):
 def test_the_sum_is_float64s_and_counts_each_token_once():
     """A mean of batch means would count the short last window's tokens more."""
 
-    class Uniform(torch.nn.Module):  # the target's logit is its id: nats are known exactly
-        def forward(self, x, y):
-            logits = torch.zeros(*y.shape, 4)
-            logits[..., 0] = x.float()
-            return logits, None
+    class Uniform(torch.nn.Module):  # the logits are (x, 0, 0, 0): nats are known exactly
+        lm_head = staticmethod(lambda hidden: torch.nn.functional.pad(hidden, (0, 3)))
+
+        def hidden(self, x):
+            return x[..., None].float()
 
     ids = np.array([0, 1, 2, 3, 0])
     totals = evaluation.evaluate(Uniform(), [ids], 3, 3, 2, None, "cpu", Processes(), len_of)

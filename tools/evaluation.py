@@ -11,10 +11,9 @@ from itertools import groupby, islice
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from nanogpt.bits_per_byte import bits_per_byte
-from nanogpt.cross_entropy import softmax_rows
+from nanogpt.cross_entropy import token_losses
 from nanogpt.errors import UserError
 
 LOGITS = 1 << 26  # of a batch at most, 256 MiB in float32, unless a single window has more
@@ -58,10 +57,8 @@ def batches(windows, size):
 @torch.no_grad()
 def nats_of(model, ids, new):
     """Cross-entropy in nats (B, new), float64 on the CPU, of the last `new` tokens of each row of ids (B, t + 1)."""
-    logits = model(ids[:, :-1], ids[:, 1:])[0][:, -new:].flatten(0, 1)  # (B new, V)
-    rows = zip(logits.split(softmax_rows(logits)), ids[:, -new:].flatten().split(softmax_rows(logits)), strict=True)
-    nats = torch.cat([F.cross_entropy(row.float(), targets, reduction="none") for row, targets in rows])
-    return nats.cpu().double().view(len(ids), new)
+    x = model.hidden(ids[:, :-1])[:, -new:]  # (B, new, C)
+    return token_losses(x, model.lm_head, ids[:, -new:]).cpu().double()
 
 
 @dataclasses.dataclass
