@@ -20,7 +20,7 @@ from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
 from nanogpt.bits_per_byte import bits_per_byte
-from nanogpt.distributed import Processes, pick_backend, share_evenly
+from nanogpt.distributed import Processes, share_evenly
 from nanogpt.guard import StepGuard, clip_gradients
 from nanogpt.mfu import RunningMFU
 from nanogpt.optim import restore_optimizer, schedule_remark
@@ -92,9 +92,8 @@ processes = Processes()
 rank, world_size = processes.rank, processes.world_size
 say = processes.say  # prints lines on rank 0, and leaves out a None
 device = processes.own_device(devices.pick_device(device))
-backend = pick_backend(backend, device, world_size)
 device_type = devices.set_up(device, processes.local_world_size)
-processes.join(backend)
+backend = processes.join(backend, device)
 
 # ---- what to start from, and whether the settings fit together -----------------------
 folder = RunFolder(out_dir, processes, read_only=eval_only)

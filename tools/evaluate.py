@@ -25,7 +25,7 @@ from data.pretrained import Pretrained
 from data.text import check_missing, encode_piece, text_chunks
 from model import GPT
 from nanogpt import device as devices
-from nanogpt.distributed import Processes, pick_backend
+from nanogpt.distributed import Processes
 from nanogpt.errors import UserError
 from nanogpt.meter import Meter
 from tools.evaluation import chunks_of, evaluate
@@ -102,7 +102,7 @@ if bytes_of is None and not file and not facts:  # then the bytes of the whole a
 
 # ---- the loss ----------------------------------------------------------------------------------------------------
 
-processes.join(pick_backend("auto", device))
+processes.join("auto", device)
 model.to(device).eval()
 meter = Meter("evaluating, tokens", n_tokens - 1 if n_tokens else 0)
 
