@@ -11,6 +11,7 @@ A prepare script uses three more: encode_ordinary(text), missing(text, ids) and
 
 import functools
 import itertools
+import math
 import os
 import re
 import tempfile
@@ -54,12 +55,25 @@ def first_prompt(codec, start):
 # codecs
 
 
-class CharCodec:
+class Codec:
+    """What most of them have in common."""
+
+    bytes_by_id = True
+    cuts_at_lines = False
+
+    def encode_ordinary(self, text):
+        """Ids as a dataset holds them, (n,); UserError as encode()."""
+        return np.array(self.encode(text), dtype=dtype_of(self.vocab_size))
+
+    def missing(self, text, ids):
+        """Counter of the characters of `text` that the vocabulary lacks; `ids` are those of the text."""
+        return Counter()  # there is a token for each byte, or encode() has raised
+
+
+class CharCodec(Codec):
     """A character an id, by the table in `meta`; UserError where it has none, naming `where` it is from."""
 
     eot = tokenizer = None
-    bytes_by_id = True
-    cuts_at_lines = False
 
     def __init__(self, meta, where="meta.pkl"):
         meta = check_meta(meta, where)
@@ -74,13 +88,6 @@ class CharCodec:
                 raise UserError(f"the vocabulary has no character {shown(character)}")
         return [self.stoi[character] for character in text]
 
-    def encode_ordinary(self, text):
-        """Ids as a dataset holds them, (n,); UserError as encode()."""
-        return np.array(self.encode(text), dtype=dtype_of(self.vocab_size))
-
-    def missing(self, text, ids):
-        return Counter()  # encode() has raised
-
     def decode(self, ids):
         return "".join(self.itos[i] for i in ids)
 
@@ -91,7 +98,7 @@ class CharCodec:
         return id in self.itos
 
 
-class BPECodec:
+class BPECodec(Codec):
     """Byte-pair encoding of bytes, through tiktoken: GPT-2's, or that of `encoding`, a tiktoken.Encoding that splits a
     text as GPT-2 does. So a text can be cut without a change of its ids (data/pieces.py).
 
@@ -99,9 +106,6 @@ class BPECodec:
     bytes: its id}. A model may have more ids than the codec (50304, GPT-2's 50257 rounded up for speed): those are not
     known.
     """
-
-    bytes_by_id = True
-    cuts_at_lines = False
 
     def __init__(self, encoding=None, tokenizer=None, end=END):
         self._encoding = encoding or gpt2_encoding()
@@ -127,9 +131,6 @@ class BPECodec:
     def known(self, id):
         return id in self._ids
 
-    def missing(self, text, ids):
-        return Counter()  # there is a token for each byte
-
 
 def gpt2_is_cached():
     """Whether tiktoken has GPT-2's vocabulary on disk, so that it need not fetch it."""
@@ -152,14 +153,14 @@ def gpt2_encoding():
         ) from None
 
 
-class TokenizerCodec:
+class TokenizerCodec(Codec):
     """Any tokenizer.json, through Hugging Face's tokenizers. Its normalizer may change a text: then how many bytes of
     the original an id stands for depends on the text, and piece() only tells tokens apart.
 
     `text` is the file's, `end` the name of the token that ends a document (None: none), `unknown` the id of what the
     vocabulary lacks (None: none), `bytes_of` gives the bytes that a token's name spells, where they are the text's own.
-    Other special tokens are in no text, so they are not known. UserError, which names `where` the text is from, if
-    tokenizers cannot read it.
+    Other special tokens are in no text, so they are not known. BPE dropout is switched off. UserError, which names
+    `where` the text is from, if tokenizers cannot read it.
     """
 
     cuts_at_lines = True
@@ -175,6 +176,10 @@ class TokenizerCodec:
             raise
         except BaseException as error:  # its own class of exception is no other than Exception, and a panic is none
             raise UserError(f"{where} is not a tokenizer.json that can be read: {str(error)[:200]}") from None
+        self._drops = unknown is None and isinstance(self._tokenizer.model, BPE)  # what it lacks, without a word
+        if isinstance(self._tokenizer.model, BPE):
+            self._tokenizer.model.dropout = None
+        self._longest_word = getattr(self._tokenizer.model, "max_input_chars_per_word", math.inf)  # WordPiece's
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # <|endoftext|> in a text is plain text
@@ -183,15 +188,14 @@ class TokenizerCodec:
         vocab = self._tokenizer.get_vocab()
         if not vocab:
             raise UserError(f"{where} has no tokens")
-        special = {id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._added = self._tokenizer.get_added_tokens_decoder()
+        special = {id for id, token in self._added.items() if token.special}
         self._ids = {id: token for token, id in vocab.items() if id == self.eot or id not in special | {unknown}}
         self.vocab_size = max(vocab.values()) + 1
         self.bytes_by_id, self._bytes_of = bool(bytes_of), bytes_of
-        self._added = set(self._tokenizer.get_added_tokens_decoder())
         names = [end, None if unknown is None else self._tokenizer.id_to_token(unknown)]
         inside = (f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names if name and name[1:])
         self._inside_names = re.compile("|".join(inside) or r"(?!)")  # places in a text, and (?!) is in none
-        self._drops = unknown is None and isinstance(self._tokenizer.model, BPE)  # what it lacks, without a word
         self._lacks = functools.cache(self._lacks)
 
     def encode(self, text):
@@ -233,11 +237,17 @@ class TokenizerCodec:
         return any(sum(len(token.value) for token in tokenizer.model.tokenize(word)) < len(word) for word, _ in words)
 
     def missing(self, text, ids):
-        """Counter of the characters of `text` that the vocabulary lacks; `ids` are those of the text."""
+        """As of any Codec; UserError where a word is longer than WordPiece takes."""
         if self._unknown in ids:
             found = self._tokenizer.encode(text, add_special_tokens=False)
             spans = zip(found.ids, found.offsets, strict=True)
-            text = "".join(text[start:end] for id, (start, end) in spans if id == self._unknown)
+            words = [text[start:end] for id, (start, end) in spans if id == self._unknown]
+            if len(longest := max(words, key=len)) > self._longest_word:
+                raise UserError(
+                    f"the tokenizer takes no word of more than {self._longest_word} characters (WordPiece's "
+                    f"max_input_chars_per_word), and {longest[:20]!r}... has {len(longest):,}"
+                )
+            text = "".join(words)
         elif not self._drops and (len(ids) or self._encode(text) is not None):
             return Counter()
         alone = Counter(c for c in text if self._lacks(c))

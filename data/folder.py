@@ -14,14 +14,15 @@ import json
 import math
 import os
 import pickle
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 
 from data.bins import SPLITS, bin_name, dtype_in, dtype_of, fingerprint
 from data.tokenizer import LARGEST_ID
-from nanogpt.errors import ROOT, UserError, writing
-from nanogpt.files import flush, rename, whole_file
+from nanogpt.errors import ROOT, UserError, relative_path, writing
+from nanogpt.files import flush, lock, rename, whole_file
 from nanogpt.text_file import read_text
 
 FACTS = "dataset.json"
@@ -42,34 +43,25 @@ def read_facts(folder):
     if not os.path.exists(path):
         return None
     text = read_text(path)
-    try:
+    with suppress(ValueError, RecursionError, LookupError, TypeError):
         facts = json.loads(text)
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} cannot be read: it is no JSON") from None
-    facts = facts if isinstance(facts, dict) else {}
-    wrong = [key for key, is_right in FORM.items() if key not in facts or not is_right(facts[key])]
-    if wrong:
-        raise UserError(f"{path} is not a dataset's: its {wrong[0]} is missing, or cannot be")
-    return facts
+        if _is_right(facts):
+            return facts
+    raise UserError(f"{path} is not a dataset's: it is damaged, or of another kind")
 
 
-def _of_splits(value, is_right):
-    return isinstance(value, dict) and all(is_right(value.get(split)) for split in SPLITS)
-
-
-def _are_counts(value):
-    return _of_splits(value, lambda n: type(n) is int and 0 <= n < 1 << 60)
-
-
-FORM = {  # {key of dataset.json: whether a value is of its form}
-    "dtype": lambda value: value in ("uint16", "uint32"),
-    "vocab_size": lambda value: type(value) is int and 1 <= value <= LARGEST_ID + 1,
-    "tokens": _are_counts,
-    "bytes": _are_counts,
-    "fingerprints": lambda value: _of_splits(value, lambda text: isinstance(text, str)),
-    "tokenizer": lambda value: value is None
-    or (isinstance(value, dict) and value.get("file") in TOKENS and isinstance(value.get("sha256"), str)),
-}
+def _is_right(facts):
+    """Whether `facts` have the form of dataset.json; a LookupError or a TypeError where something is missing."""
+    counts = [facts[key][split] for key in ("tokens", "bytes") for split in SPLITS] + [facts["vocab_size"]]
+    texts = [facts["fingerprints"][split] for split in SPLITS]
+    if facts["tokenizer"] is not None:
+        texts.append(facts["tokenizer"]["sha256"])
+        if facts["tokenizer"]["file"] not in TOKENS:
+            return False
+    return (
+        all(type(n) is int and 0 <= n < 1 << 60 for n in counts) and all(isinstance(text, str) for text in texts)
+        and facts["dtype"] in ("uint16", "uint32") and 1 <= facts["vocab_size"] <= LARGEST_ID + 1
+    )  # fmt: skip
 
 
 def tokens_path(folder, facts):
@@ -93,8 +85,10 @@ def tokens_path(folder, facts):
 
 
 def sha256_of(path):
-    with open(path, "rb") as f:
-        return hashlib.sha256(f.read()).hexdigest()
+    """The SHA-256 of the file at `path`; of a JSON file that of its text, which an editor may save with other line ends
+    and a byte order mark."""
+    content = read_text(path).encode() if path.endswith(".json") else Path(path).read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def bytes_per_token(facts, split):
@@ -128,29 +122,43 @@ def check_described(path, split, facts):
 # writing
 
 
+@contextmanager
+def locked(folder):
+    """Locks a dataset's `folder` for the block, in which it is written; UserError where another process does this.
+
+    A new folder in which nothing is left at the end is removed."""
+    with lock(folder, f"another preparation is writing {relative_path(folder)}") as handle:
+        try:
+            yield
+        finally:
+            if os.listdir(folder) == [os.path.basename(handle.name)]:
+                with suppress(OSError):  # Windows keeps a file that is open
+                    os.remove(handle.name)
+                    os.rmdir(folder)
+
+
 def write_dataset(folder, train, val, vocab_size, meta=None, tokenizer=None):
     """Writes a dataset to `folder`, each file whole, and all of them or none; returns how many tokens each split has.
 
     train, val: iterables of (ids, the number of bytes they stand for). `meta` is that of characters, `tokenizer` the
     text of a tokenizer.json; without both the tokens are GPT-2's. UserError where an id is not below `vocab_size`.
     """
-    os.makedirs(folder, exist_ok=True)
     dtype, n_bytes = dtype_of(vocab_size), dict.fromkeys(SPLITS, 0)
     paths = {split: os.path.join(folder, bin_name(split, dtype) + ".tmp") for split in SPLITS}
-    try:
-        for (split, path), arrays in zip(paths.items(), (train, val), strict=True):
-            with writing(path), open(path, "wb") as f:
-                for ids, length in arrays:
-                    if len(ids) and ids.max() >= vocab_size:
-                        raise UserError(f"id {ids.max():,} is not below the vocabulary's size, {vocab_size:,}")
-                    f.write(ids.astype(dtype).tobytes())
-                    n_bytes[split] += length
-                flush(f)
-        return publish(folder, vocab_size, n_bytes, meta, tokenizer)
-    finally:
-        for path in paths.values():
-            remove(path)
-        remove_if_empty(folder)  # it was made above, and nothing has come of it
+    with locked(folder):
+        try:
+            for (split, path), arrays in zip(paths.items(), (train, val), strict=True):
+                with writing(path), open(path, "wb") as f:
+                    for ids, length in arrays:
+                        if len(ids) and ids.max() >= vocab_size:
+                            raise UserError(f"id {ids.max():,} is not below the vocabulary's size, {vocab_size:,}")
+                        f.write(ids.astype(dtype).tobytes())
+                        n_bytes[split] += length
+                    flush(f)
+            return publish(folder, vocab_size, n_bytes, meta, tokenizer)
+        finally:
+            for path in paths.values():
+                Path(path).unlink(missing_ok=True)
 
 
 def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
@@ -177,15 +185,5 @@ def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
         rename(f"{path}.tmp", path)
     others = {*TOKENS, *(bin_name(split, kind) for split in SPLITS for kind in (np.uint16, np.uint32))}
     for name in others - {*written, *map(os.path.basename, bins.values())}:
-        remove(os.path.join(folder, name))
+        Path(folder, name).unlink(missing_ok=True)
     return list(tokens.values())
-
-
-def remove(path):
-    if os.path.exists(path):
-        os.remove(path)
-
-
-def remove_if_empty(folder):
-    if not os.listdir(folder):
-        os.rmdir(folder)

@@ -231,6 +231,32 @@ def test_a_folder_stands_for_every_txt_below_it_in_order_of_name(tmp_path, monke
     assert text_files(["nowhere.txt"]) == ["nowhere.txt"] and text_files([]) == []
 
 
+def test_below_a_folder_hidden_empty_and_repeated_files_are_left_out_and_one_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    book = tmp_path / ".corpora" / "books"  # the FILE itself may lie in a hidden folder
+    (book / ".ipynb_checkpoints").mkdir(parents=True)
+    (book / "deeper").mkdir()
+    for name in ("book.txt", ".ipynb_checkpoints/book-checkpoint.txt", "._book.txt", "deeper/z.txt"):
+        write(book / name, b"some text")
+    write(book / "empty.txt", b"")
+    write(book / "mark.txt", BOM)
+    write(book / ".DS_Store", b"no text anyway")
+    (book / "circle").symlink_to(book)
+    (book / "twice.txt").symlink_to(book / "book.txt")
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere" / "linked.txt", b"some text")
+    (book / "link").symlink_to(tmp_path / "elsewhere")
+    here = os.path.join(".corpora", "books")
+    assert text_files([here]) == [os.path.join(here, name) for name in ("book.txt", "deeper/z.txt", "link/linked.txt")]
+    assert capsys.readouterr().out == (
+        f"{here}: left out, as hidden, empty or there twice: ._book.txt, .ipynb_checkpoints, circle, empty.txt, mark.txt"
+        " and 1 more\n"
+    )
+    (book / "link").unlink()
+    assert text_files([os.path.join(here, "deeper"), os.path.join(here, "._book.txt")])[1].endswith("._book.txt")
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("inside", [[], ["a.md"], ["deeper/b.py"]])
 def test_a_folder_without_a_txt_is_one_line(tmp_path, inside):
     (tmp_path / "folder").mkdir()
