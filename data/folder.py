@@ -101,11 +101,11 @@ def bin_path(folder, split, facts):
 
     Without dataset.json it is uint16, unless there is one in uint32 alone."""
     narrow, wide = (os.path.join(folder, bin_name(split, dtype)) for dtype in ("uint16", "uint32"))
-    if facts and facts["dtype"] == "uint32" and os.path.exists(narrow) and os.path.exists(wide):
+    is_narrow = os.path.exists(narrow)
+    if facts and facts["dtype"] == "uint32" and is_narrow and os.path.exists(wide):
         raise UserError(f"{wide} and {narrow} are both there, and {FACTS} describes the first: remove one, or {FACTS}")
-    if facts:
-        return wide if facts["dtype"] == "uint32" else narrow
-    return wide if os.path.exists(wide) and not os.path.exists(narrow) else narrow
+    is_wide = facts["dtype"] == "uint32" if facts else os.path.exists(wide) and not is_narrow
+    return wide if is_wide else narrow
 
 
 def check_described(path, split, facts):

@@ -76,8 +76,7 @@ def files_below(folder, *endings):
 
     visit(folder)
     if left_out:
-        more = f" and {len(left_out) - 5:,} more" * (len(left_out) > 5)
-        print(f"{folder}: left out, as hidden, empty or there twice: {', '.join(left_out[:5])}{more}")
+        print(f"{folder}: left out as hidden, empty or there twice: {len(left_out):,}, the first is {left_out[0]}")
     return sorted(found)
 
 
@@ -120,12 +119,11 @@ def download(url, path, sha256):
     print(f"downloading {url}")
     try:
         response = requests.get(url, timeout=60)
-        response.raise_for_status()
-        is_it = hashlib.sha256(response.content).hexdigest() == sha256
-        reason = "" if is_it else "what came has another SHA-256"
+        reason = "" if response.ok else f"HTTP status {response.status_code}"
+        if response.ok and hashlib.sha256(response.content).hexdigest() != sha256:
+            reason = "what came has another SHA-256"
     except requests.RequestException as error:
-        status = getattr(error.response, "status_code", None)
-        reason = f"HTTP status {status}" if status else type(error).__name__
+        reason = type(error).__name__
     if reason:
         raise UserError(f"cannot download {url} ({reason}): fetch it by other means and save it as {path}")
     with whole_file(path) as f:

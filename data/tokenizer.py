@@ -8,8 +8,6 @@ import json
 import os
 from contextlib import suppress
 
-import numpy as np
-
 from data.codecs import END, GPT2_VOCAB_SIZE, BPECodec, CharCodec, TokenizerCodec
 from nanogpt.errors import UserError, require
 from nanogpt.text_file import read_text
@@ -203,17 +201,20 @@ def _bytes(spelt):
 
 def same_tokenizer(one, other):
     """Whether two texts of a tokenizer.json give the same ids: they may differ in how they are written."""
-    parsed, scores = [parse(text, "tokenizer.json") for text in (one, other)], []
-    for content in parsed:
-        for key in ("truncation", "padding", "post_processor"):  # no tokens that it adds are asked for here
-            content.pop(key, None)
-        content["model"].pop("dropout", None)  # it is switched off
-        vocab = content["model"].get("vocab")
-        if content["model"].get("type") == "Unigram" and isinstance(vocab, list):
-            # transformers rounds a score's last digit in saving it
-            scores.append([score for _, score in vocab])
-            content["model"]["vocab"] = [piece for piece, _ in vocab]
-    return parsed[0] == parsed[1] and (len(scores) < 2 or np.allclose(*scores, rtol=1e-9))
+    return _meaning(one) == _meaning(other)
+
+
+def _meaning(text):
+    """The content of a tokenizer.json without what changes no id of a text."""
+    content = parse(text, "tokenizer.json")
+    model = content["model"]
+    for key in ("truncation", "padding", "post_processor"):  # no tokens that it adds are asked for here
+        content.pop(key, None)
+    model.pop("dropout", None)  # it is switched off
+    if model.get("type") == "Unigram" and isinstance(model.get("vocab"), list):
+        # transformers changes a score's last digit in saving it
+        model["vocab"] = [(piece, round(score, 4)) for piece, score in model["vocab"]]
+    return content
 
 
 # ----------------------------------------------------------------------------------------------

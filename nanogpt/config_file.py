@@ -90,11 +90,9 @@ def judge_names(found, source, names, where):
         if name in names or not isinstance(value, (numbers.Number, np.generic, str, bytes, type(None))):
             continue
         near = nearest(name, names, NEAR)
-        if near and name in read:
-            ignored.append(f"{name} (did you mean {near}?)")
-        elif near:
+        if near and name not in read:
             mistakes.append(unknown(name, near, where))
-        elif name not in read:
-            ignored.append(name)
+        elif near or name not in read:
+            ignored.append(name + f" (did you mean {near}?)" * bool(near))
     notes = [f"note: {where} sets names that are no settings: {', '.join(ignored)}"] if ignored else []
     return mistakes, notes

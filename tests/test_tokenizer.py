@@ -648,7 +648,7 @@ def test_documents_without_a_text_are_left_out_and_counted_and_an_empty_text_is_
     assert sorted(texts) == ["", "", "a hat", "the cat"]  # the last one is what follows the last <|endoftext|>
     said = capsys.readouterr().out
     assert "5 documents, 2 of them without a text: these are left out\n" in said
-    assert "left out, as hidden, empty or there twice: .hidden.jsonl, circle, empty.txt\n" in said
+    assert "left out as hidden, empty or there twice: 3, the first is .hidden.jsonl\n" in said
 
 
 def test_a_document_whose_text_is_no_text_is_named_by_its_number(documents, tmp_path):
