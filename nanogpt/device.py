@@ -55,8 +55,8 @@ def set_up(device, local_world_size=1):
 
 def fast_bfloat16():
     """Whether this CPU multiplies bfloat16 faster than float32."""
-    checks = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("avx512_bf16", "amx_tile"))
-    return any(check() for check in checks if check)  # private: a torch without them computes in float32
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def pick_dtype(dtype, device):
@@ -76,11 +76,10 @@ def pick_dtype(dtype, device):
 def emulation_remark(dtype, device):
     """A line where `device` only emulates `dtype`, else None."""
     native = True
-    if device == "cpu" and dtype == "bfloat16":
-        native = fast_bfloat16() or not torch.cpu._is_avx2_supported()  # of other CPUs than x86 torch cannot tell
-    elif device == "cpu" and dtype == "float16":
+    if device == "cpu" and dtype != "float32":
         found = torch.cpu.get_capabilities()
-        native = found.get("architecture") != "x86_64" or found.get("avx512_fp16") or found.get("amx_fp16")
+        native = fast_bfloat16() if dtype == "bfloat16" else found.get("avx512_fp16") or found.get("amx_fp16")
+        native = native or found.get("architecture") != "x86_64"  # of other CPUs torch cannot tell
     elif device.startswith("cuda") and dtype == "bfloat16":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     return None if native else f"this {device} only emulates {dtype}: --dtype=float32 is many times faster here"
@@ -189,8 +188,7 @@ def usable_cores(quota="/sys/fs/cgroup/cpu.max"):
         allowed = min(allowed, max(1, math.ceil(share / period)))
     except (OSError, ValueError, ZeroDivisionError):
         pass
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not count the cores
-    return min(allowed, capabilities.get("num_physical_cores") or allowed)
+    return min(allowed, torch.cpu.get_capabilities().get("num_physical_cores") or allowed)
 
 
 def keep_freed_memory():

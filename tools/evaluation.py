@@ -117,7 +117,8 @@ def evaluate(model, chunks, block_size, stride, batch_size, bytes_of, device, pr
     each batch with the number of tokens that have been predicted, over all processes.
     """
     own, done, W = Totals(), 0, processes.world_size
-    for k, (ids, new) in enumerate(batches(spans(chunks, block_size, stride), batch_size or max(1, BATCH_TOKENS // block_size))):
+    batch_size = batch_size or max(1, BATCH_TOKENS // block_size)
+    for k, (ids, new) in enumerate(batches(spans(chunks, block_size, stride), batch_size)):
         done += ids[:, -new:].size
         if k % W != processes.rank:
             continue
