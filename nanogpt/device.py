@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-ATTENTION_KERNELS = ("flash", "efficient", "math")
+ATTENTION = {"cuda": ("auto", "flash", "efficient", "math"), "cpu": ("auto", "math"), "mps": ("auto",)}
 
 
 def pick_device(device):
@@ -68,9 +68,7 @@ def pick_dtype(dtype, device):
     if device.startswith("cuda"):
         # before Ampere, bfloat16 is emulated and slower than float16 on the tensor cores
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if device == "cpu":
-        return "bfloat16" if fast_bfloat16() else "float32"
-    return "float32"
+    return "bfloat16" if device == "cpu" and fast_bfloat16() else "float32"
 
 
 def emulation_remark(dtype, device):
@@ -128,12 +126,11 @@ def pick_attention(attention, device, dtype):
     On a CPU 'math' is torch's plain attention, and 'auto' may be that of nanogpt/cpu_kernels.py. UserError where this
     device or dtype does not have the kernel.
     """
-    if attention not in ("auto", *ATTENTION_KERNELS):
+    if attention not in ATTENTION["cuda"]:
         raise UserError(f"--attention={attention}: takes auto, flash, efficient or math")
-    kind = torch.device(device).type
-    if attention not in {"cuda": ("auto", *ATTENTION_KERNELS), "cpu": ("auto", "math")}.get(kind, ("auto",)):
-        others = "auto or math" if kind == "cpu" else "auto"
-        raise UserError(f"--attention={attention} is not available on {device}, which takes {others}")
+    allowed = ATTENTION[torch.device(device).type]
+    if attention not in allowed:
+        raise UserError(f"--attention={attention} is not available on {device}, which takes {' or '.join(allowed)}")
     if attention == "flash" and dtype == "float32":
         raise UserError("--attention=flash does not work in float32: use --dtype=bfloat16, or --attention=efficient")
     if attention == "auto":
