@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from configurator import configure
-from data.bins import check_ids
+from data.bins import check_ids, to_device
 from data.dataset import Dataset
 from data.order import Windows
 from data.pretrained import Pretrained
@@ -23,7 +23,7 @@ from nanogpt.bits_per_byte import bits_per_byte
 from nanogpt.distributed import Processes, share_evenly
 from nanogpt.errors import UserError
 from nanogpt.guard import StepGuard, clip_gradients
-from nanogpt.mfu import RunningMFU
+from nanogpt.mfu import Clock, RunningMFU
 from nanogpt.optim import restore_optimizer, schedule_remark
 from nanogpt.progress import Progress
 from nanogpt.run_folder import RunFolder, generator_states
@@ -168,7 +168,7 @@ def get_batch(split, evaluation=False):
         if point and world_size == 1:
             save("last.pt", point)
         raise
-    ids = devices.to_device(torch.from_numpy(window), device)
+    ids = to_device(torch.from_numpy(window), device)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
@@ -260,7 +260,7 @@ processes.listen()  # from here on SIGTERM, SIGINT and SIGHUP stop the run betwe
 point = None  # what a resume needs from the start of this iteration
 x, y = batch if batch and order == "random" else get_batch("train")  # (B, T)
 losses = {}  # of the last evaluation
-clock = devices.Clock(device)
+clock = Clock(device)
 saved_at = iter_num  # what a resume has read need not be saved again, and a new run has nothing worth saving yet
 
 if eval_only and (losses := estimate_loss()):
