@@ -91,7 +91,7 @@ settings = configure(globals())
 # ---- this process, its device, and the other processes -------------------------------
 processes = Processes()
 rank, world_size = processes.rank, processes.world_size
-say = processes.say  # prints lines on rank 0, and leaves out a None
+say = processes.say  # prints lines on rank 0, but no None
 device = processes.own_device(devices.pick_device(device))
 device_type = devices.set_up(device, processes.local_world_size)
 backend = processes.join(backend, device)
@@ -99,8 +99,8 @@ backend = processes.join(backend, device)
 # ---- what to start from, and whether the settings fit together -----------------------
 folder = RunFolder(out_dir, processes, read_only=eval_only)
 init_from = folder.resolve(init_from)  # scratch, resume, a GPT-2, or the folder of a model
-saved, saved_settings, remarks = folder.load(device_type) if init_from == "resume" else ({}, {}, [])
-remarks += settings.adopt(saved_settings)  # what was given on this command line comes first
+saved = folder.load() if init_from == "resume" else {}
+folder.remarks += settings.adopt(folder.settings_of(saved, device_type))  # where none was given
 settings.at_least(1, "eval_interval log_interval eval_iters batch_size block_size max_nonfinite")
 settings.at_least(1, "gradient_accumulation_steps")
 settings.at_least(0, "max_iters warmup_iters lr_decay_iters learning_rate min_lr weight_decay")
@@ -123,8 +123,9 @@ tokens_per_iter = micro_steps * world_size * batch_size * block_size
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
 say(corpus.found_line)
 if saved:
-    remarks += folder.forget_other_data(saved, dataset)
-    say(f"Resuming training from {out_dir}", *remarks, corpus.resumed_remark(saved, folder.loaded_path))
+    folder.forget_other_data(saved, dataset)
+    say(f"Resuming training from {out_dir}", *folder.remarks)
+    say(corpus.resumed_remark(saved, folder.loaded_path))
     model = GPT.from_checkpoint(saved, folder.loaded_path, dropout)
 elif init_from == "scratch":
     say("Initializing a new model from scratch", corpus.rounded_line)
@@ -135,11 +136,9 @@ else:
     model = initial.model
 model.crop_block_size(block_size)
 model.recompute, model.loss_only = recompute, True
-settings.adopt_model_sizes(model.config, init_from)  # n_layer, n_head, n_embd and bias are now the model's
+settings.adopt_model_sizes(model.config, init_from)  # n_layer, n_head, n_embd and bias
 config = settings.values()  # for checkpoints and W&B
 say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
-
-# how far the run is, which a resume restores
 iter_num = saved.get("iter_num", 0)
 progress = Progress(saved, iter_num, tokens_per_iter, processes, max_iters, patience, max_seconds)
 if (ended := progress.nothing_left(iter_num)) and not eval_only:
@@ -152,15 +151,15 @@ vocab_size = model.config.vocab_size
 corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
 samples = ShortSamples(sample_interval, corpus.tokens, vocab_size, seed, device)
 text_bytes = corpus.text_bytes(vocab_size, device)
-# windows alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
+# windows alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is now
 batch_generator = torch.Generator().set_state(torch.get_rng_state())
 windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size, block_size, rank, world_size)
 
 
 def get_batch(split, evaluation=False):
-    """(x, y), each (B, T) int64 on the device: windows of the split's tokens, and the token after each token."""
+    """(x, y), each (B, T) int64 on the device: windows of the split's tokens, y one token further on."""
     try:
-        tokens = corpus.open(split)  # a new memory map each time: one that is held keeps every page it has read
+        tokens = corpus.open(split)  # a new memory map: one that is held keeps every page it has read
         start = windows.starts(len(tokens), evaluation)
         window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
         check_ids(window, vocab_size, corpus.bins[split], start)
@@ -185,14 +184,13 @@ if decay_lr and not eval_only:
     say(schedule_remark(learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
-flops_scale = model.get_num_params() * batch_size * block_size
-# model: the plain weights; eval_model: compiled, where that is on; train_model: that in DDP, where there are several
+flops_scale = model.get_num_params() * tokens_per_iter
 mode = devices.compile_mode(device_type, world_size, micro_steps, flops_scale)
-eval_model = torch.compile(model, mode=mode) if compile else model
-train_model = processes.wrap_ddp(eval_model, sharding, device)
-folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older run's files into a dated folder
+eval_model = torch.compile(model, mode=mode) if compile else model  # `model` has the plain weights
+train_model = processes.wrap_ddp(eval_model, sharding, device)  # in DDP, where there are several processes
+folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older one's files aside
 batch, evaluated = folder.restore_point(saved, device, batch_generator, seed, (batch_size, block_size))
-wandb = {"project": wandb_project, "name": wandb_run_name, "config": config, "id": saved.get("wandb_id")}
+wandb = {"project": wandb_project, "name": wandb_run_name, "id": saved.get("wandb_id"), "config": config}
 log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb_log, wandb)
 saved = initial = None  # frees the checkpoint, which is as large as the model and its optimizer
 
@@ -212,14 +210,14 @@ def get_lr(it):
 
 @torch.no_grad()
 def estimate_loss():
-    """{split: mean loss over eval_iters batches}, and val_bpb, the val loss in bits per byte; None if asked to stop."""
+    """{split: mean loss over eval_iters batches}, and val_bpb, in bits per byte; None if asked to stop."""
     model.eval()
     mean = {}
     for split in ("train", "val"):
-        # a column per process: the loss of each of its batches, and the bytes of text that its tokens stand for
+        # a column per process: the loss of each of its batches, and the bytes that its targets stand for
         losses = torch.zeros(math.ceil(eval_iters / world_size), world_size, device=device)
         n_bytes = torch.zeros_like(losses)
-        with autocast:  # one context for all batches: without torch.compile it casts each weight only once
+        with autocast:  # one context for all batches: it casts each weight only once
             for k in range(len(losses)):
                 if processes.asked_to_stop():
                     return None
@@ -237,31 +235,28 @@ def estimate_loss():
 
 def resume_point(evaluated):
     """What a resume needs: generator states, the next batch, whether this iteration was evaluated."""
-    return {"generators": generator_states(device, batch_generator), "batch": (x, y), "evaluated": evaluated}
+    generators = generator_states(device, batch_generator)
+    return {"generators": generators, "batch": (x, y), "evaluated": evaluated}
 
 
 def save(name, point):
     """Writes the run, to be resumed from `point`, to out_dir/name. Every process calls it.
 
     If the last gradients, the last evaluation or a weight are not finite, the older file stays."""
-    if not guard.allows_save(name, model, losses):
-        return
-    if name == "ckpt.pt":
-        say(f"saving checkpoint to {out_dir}")
-    machine = {"device_type": device_type, "dtype": dtype, "compile": compile}
-    folder.save(
-        name, model, optim, scaler, point, machine, config=config, data=corpus.fingerprints, iter_num=iter_num,
-        wandb_id=log.wandb_id, **corpus.tokens.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
-    )  # fmt: skip
+    if guard.allows_save(name, model, losses):
+        folder.save(
+            name, model, optim, scaler, point, config, iter_num=iter_num, data=corpus.fingerprints,
+            wandb_id=log.wandb_id, **corpus.tokens.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
+        )  # fmt: skip
 
 
 # ---- the training loop ---------------------------------------------------------------
-processes.listen()  # from here on SIGTERM, SIGINT and SIGHUP stop the run between two micro-steps
+processes.listen()  # from here on a signal such as SIGTERM stops the run between two micro-steps
 point = None  # what a resume needs from the start of this iteration
 x, y = batch if batch and order == "random" else get_batch("train")  # (B, T)
 losses = {}  # of the last evaluation
 clock = Clock(device)
-saved_at = iter_num  # what a resume has read need not be saved again, and a new run has nothing worth saving yet
+saved_at = iter_num  # this is on disk already, or of a new run that has learnt nothing
 
 if eval_only and (losses := estimate_loss()):
     say(run_log.step_line(iter_num, losses))
@@ -274,7 +269,7 @@ while not eval_only:
     for group in optim.param_groups:
         group["lr"] = lr
 
-    # evaluate, and save: ckpt.pt has the best model, or each evaluated one; last.pt is for an iteration without it
+    # evaluate, and save: ckpt.pt has the best model, or each evaluated one; last.pt serves in between
     time_is_up = progress.time_is_up()
     if (iter_num % eval_interval == 0 or time_is_up) and not evaluated:
         if (latest := estimate_loss()) is None:  # the run was asked to stop
@@ -300,7 +295,7 @@ while not eval_only:
     for micro_step in range(micro_steps):
         if stopping := processes.asked_to_stop():
             break
-        processes.set_gradient_sync(train_model, micro_step == micro_steps - 1)  # average in the last backward pass
+        processes.set_gradient_sync(train_model, micro_step == micro_steps - 1)  # in the last one
         with autocast_step:
             loss = train_model(x, y)[1] / micro_steps
         guard.note_loss(loss)
@@ -309,7 +304,7 @@ while not eval_only:
     if stopping:
         break
 
-    # clip, and step: scaler.step, scaler.update, zero_grad, but no step if the gradients are not finite, or a spike
+    # clip, and step: scaler.step, scaler.update, zero_grad; the guard leaves out a bad step
     scaler.unscale_(optim)
     grad_norm = clip_gradients(model.parameters(), grad_clip)
     guard.step(optim, grad_norm)
@@ -332,5 +327,5 @@ while not eval_only:
 if not eval_only:
     save("last.pt", point)
     say(guard.summary(), *run_log.last_lines(out_dir, progress, iter_num, device))
-model = eval_model = train_model = optim = None  # drop these before leave(): otherwise gloo aborts at exit
+model = eval_model = train_model = optim = None  # otherwise gloo aborts at exit
 processes.leave()
