@@ -1,10 +1,8 @@
 """A GPT: the decoder-only transformer of GPT-2, its loss, its sampling and its FLOPs.
 
-Shapes are written beside the lines that make them: B sequences of T tokens, C = n_embd channels, nh heads of
-hs = C / nh channels, V = vocab_size.
-
-Source: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019) for the architecture and the
-initialisation. Names and shapes of the parameters are nanoGPT's: each program can load the other's checkpoints.
+Shapes: B sequences of T tokens, C = n_embd channels, nh heads of hs = C / nh channels, V = vocab_size.
+Source: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), architecture and initialisation.
+Names and shapes of the parameters are nanoGPT's: each program can load the other's checkpoints.
 """
 
 import dataclasses
@@ -65,10 +63,7 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = Dropout(config.dropout)
 
     def forward(self, x, cache=None, last_only=False):
-        """x (B, T, C) to (B, T, C), or with `last_only` to the last position (B, 1, C).
-
-        cache: this layer's part of a KVCache, as extend(T) returns it.
-        """
+        """x (B, T, C) to (B, T, C), or with `last_only` to (B, 1, C). cache: this layer's, of KVCache.extend()."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
@@ -116,33 +111,9 @@ class Block(nn.Module):
         return x
 
 
-class KVCache:
-    """Keys and values of the tokens so far, so that only the new token passes through the model.
-
-    On a CPU the cache is float32: there scaled_dot_product_attention is nine times slower with one bfloat16 query.
-    """
-
-    def __init__(self, config, batch, device, dtype=torch.float32):
-        self.length = 0  # tokens so far
-        size = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        dtype = torch.float32 if torch.device(device).type == "cpu" else dtype
-        self.layers = [[torch.empty(size, dtype=dtype, device=device) for _ in range(2)] for _ in range(config.n_layer)]
-
-    def extend(self, T):
-        """Makes room for T more tokens: one, or a prompt into the empty cache.
-
-        Returns [keys, values] of each layer, (B, nh, tokens so far, hs). The layer fills in the last T.
-        """
-        self.length += T
-        return [[buffer[:, :, : self.length] for buffer in layer] for layer in self.layers]
-
-
 class GPT(nn.Module):
     def __init__(self, config):
-        """Draws the weights in the same order as nanoGPT, so that the same seed gives the same weights.
-
-        Raises UserError if no model can have the values in `config`.
-        """
+        """Draws the weights in nanoGPT's order: the same seed gives the same ones. UserError as in config.check()."""
         super().__init__()
         config.check()
         self.config = config
@@ -179,8 +150,8 @@ class GPT(nn.Module):
         start = cache.length if cache is not None else 0
         if start + T > self.config.block_size:
             raise ValueError(f"{start + T} tokens are more than block_size = {self.config.block_size}")
-        x = self.transformer.wte(idx) + self.transformer.wpe.weight[start : start + T]  # (B, T, C)
-        x = self.transformer.drop(x)
+        embedded = self.transformer.wte(idx) + self.transformer.wpe.weight[start : start + T]
+        x = self.transformer.drop(embedded)  # (B, T, C)
         layer_caches = cache.extend(T) if cache is not None else [None] * self.config.n_layer
         for block, layer_cache in zip(self.transformer.h, layer_caches, strict=True):
             if last_only and block is self.transformer.h[-1]:
@@ -234,8 +205,6 @@ class GPT(nn.Module):
         """Shortens the context to `block_size` tokens: drops the position embeddings beyond it."""
         if block_size > self.config.block_size:
             raise UserError(f"block_size can be cropped to at most {self.config.block_size}, not to {block_size}")
-        if block_size == self.config.block_size:
-            return
         self.config.block_size = block_size
         self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
 
@@ -244,10 +213,7 @@ class GPT(nn.Module):
         return optim.make_optimizer(self, weight_decay, learning_rate, betas, device_type, optimizer)
 
     def get_num_params(self, non_embedding=True):
-        """How many parameters there are, by default without the position embeddings.
-
-        The token embeddings count: they are the head's weights too.
-        """
+        """How many parameters there are; the token embeddings count, because they are the head's weights too."""
         count = sum(p.numel() for p in self.parameters())
         return count - self.transformer.wpe.weight.numel() if non_embedding else count
 
@@ -274,8 +240,7 @@ class GPT(nn.Module):
     ):  # fmt: skip
         """Yields `max_new_tokens` times the next token (B, 1) of each row of `idx` (B, T).
 
-        temperature, top_k, top_p, and generators, one for each row or None: see nanogpt/sampling.py. allowed (V,) bool:
-        tokens that may be drawn.
+        temperature, top_k, top_p, generators: see nanogpt/sampling.py. allowed (V,) bool: tokens that may be drawn.
 
         While the text fits in block_size, a cache holds the keys and values of all tokens but the last. After that the
         window moves, and with it the position of every token, so exact text (window_step 1) computes the whole window
@@ -296,3 +261,24 @@ class GPT(nn.Module):
             yield new
             if fills_window or cache.length == size:  # the window moves: compute it again
                 cache.length, new = 0, idx[:, -max(1, size - window_step + 1) :]
+
+
+class KVCache:
+    """Keys and values of the tokens so far, so that only the new token passes through the model.
+
+    On a CPU the cache is float32: there scaled_dot_product_attention is nine times slower with one bfloat16 query.
+    """
+
+    def __init__(self, config, batch, device, dtype=torch.float32):
+        self.length = 0  # tokens so far
+        size = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        dtype = torch.float32 if torch.device(device).type == "cpu" else dtype
+        self.layers = [[torch.empty(size, dtype=dtype, device=device) for _ in range(2)] for _ in range(config.n_layer)]
+
+    def extend(self, T):
+        """Makes room for T more tokens: one, or a prompt into the empty cache.
+
+        Returns [keys, values] of each layer, (B, nh, tokens so far, hs). The layer fills in the last T.
+        """
+        self.length += T
+        return [[buffer[:, :, : self.length] for buffer in layer] for layer in self.layers]

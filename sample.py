@@ -6,17 +6,15 @@
 Settings come from config files and --key=value arguments, later ones winning.
 """
 
-import os
 import sys
 
 import torch
 
 from configurator import configure
+from data.codecs import first_prompt
+from data.pretrained import Pretrained
 from data.streaming import stream_text
-from data.tokens import first_prompt
-from data.vocabulary import codec_of_folder, codec_of_run
 from model import GPT
-from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices
 from nanogpt.cpu_kernels import pack_linear_layers
 from nanogpt.errors import UserError, advise_on_memory
@@ -58,18 +56,8 @@ if remark:
 # ---- the model and its tokens ------------------------------------------------------------------------------------
 
 torch.manual_seed(seed)
-remarks = []
-if init_from == "resume" or ckpt.has_run(init_from):
-    checkpoint, path, remarks = ckpt.load_model_file(out_dir if init_from == "resume" else init_from)
-    model = GPT.from_checkpoint(checkpoint, path)
-    codec, more_remarks = codec_of_run(checkpoint, path, model.config.vocab_size)
-    remarks += more_remarks
-elif init_from.startswith("gpt2") or os.path.isdir(init_from):
-    model = GPT.from_pretrained(init_from)
-    codec = codec_of_folder(init_from, model.config.vocab_size)
-else:
-    raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a model's folder")
-model.eval()
+trained = Pretrained.load(GPT, init_from, out_dir)
+model, codec, remarks = trained.model.eval(), trained.codec, trained.remarks
 allowed = torch.tensor([codec.known(i) for i in range(model.config.vocab_size)], device=device)  # no padding ids
 
 if start.startswith("FILE:"):

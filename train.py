@@ -12,21 +12,22 @@ import numpy as np
 import torch
 
 from configurator import configure
-from data.bins import check_ids, open_bin
+from data.bins import check_ids, to_device
 from data.dataset import Dataset
 from data.order import Windows
+from data.pretrained import Pretrained
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
 from nanogpt.bits_per_byte import bits_per_byte
-from nanogpt.checkpoint import has_run, load_model_file
-from nanogpt.distributed import Processes, pick_backend, share_evenly
+from nanogpt.distributed import Processes, share_evenly
+from nanogpt.errors import UserError
 from nanogpt.guard import StepGuard, clip_gradients
-from nanogpt.mfu import RunningMFU
+from nanogpt.mfu import Clock, RunningMFU
 from nanogpt.optim import restore_optimizer, schedule_remark
 from nanogpt.progress import Progress
 from nanogpt.run_folder import RunFolder, generator_states
-from nanogpt.short_sample import ShortSamples
+from nanogpt.sampling import ShortSamples
 
 # ---- settings: the defaults train a GPT-2 (124M) on OpenWebText ----------------------
 # output: where, and how often
@@ -92,9 +93,8 @@ processes = Processes()
 rank, world_size = processes.rank, processes.world_size
 say = processes.say  # prints lines on rank 0, and leaves out a None
 device = processes.own_device(devices.pick_device(device))
-backend = pick_backend(backend, device, world_size)
 device_type = devices.set_up(device, processes.local_world_size)
-processes.join(backend)
+backend = processes.join(backend, device)
 
 # ---- what to start from, and whether the settings fit together -----------------------
 folder = RunFolder(out_dir, processes, read_only=eval_only)
@@ -114,30 +114,25 @@ say(compile_remark, devices.emulation_remark(dtype, device))
 devices.pick_attention(attention, device, dtype)
 devices.set_deterministic(deterministic)
 processes.check_sharding(sharding, optimizer, dtype)
-data = Dataset(dataset, block_size)  # its bins, and what the ids in them stand for
+corpus = Dataset(dataset, block_size)  # its bins, and what the ids in them stand for
 run_log.check_loggers(folder, tensorboard_log, wandb_log)
 torch.manual_seed(seed + rank)
 
 # ---- the model -----------------------------------------------------------------------
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
-say(data.found_line)
+say(corpus.found_line)
 if saved:
     remarks += folder.forget_other_data(saved, dataset)
-    say(f"Resuming training from {out_dir}", *remarks, data.resumed_remark(saved, folder.loaded_path))
+    say(f"Resuming training from {out_dir}", *remarks, corpus.resumed_remark(saved, folder.loaded_path))
     model = GPT.from_checkpoint(saved, folder.loaded_path, dropout)
 elif init_from == "scratch":
-    say("Initializing a new model from scratch", data.rounded_line)
-    model = GPT(GPTConfig(block_size, data.vocab_size, n_layer, n_head, n_embd, dropout, bias))
-elif has_run(init_from):
-    initial, path, remarks = load_model_file(init_from)
-    data.check_model(initial, path)
-    say(f"Initializing from the model in {path}", *remarks)
-    model = GPT.from_checkpoint(initial, path, dropout)
+    say("Initializing a new model from scratch", corpus.rounded_line)
+    model = GPT(GPTConfig(block_size, corpus.tokens.model_vocab_size, n_layer, n_head, n_embd, dropout, bias))
 else:
-    say(f"Initializing from GPT-2 weights: {init_from}")
-    model = GPT.from_pretrained(init_from, {"dropout": dropout})
-    say(data.gpt2_remark(init_from, model.config.vocab_size))
+    initial = Pretrained.load(GPT, init_from, dropout=dropout)
+    say(f"Initializing from {initial.title}", *initial.remarks, corpus.start_remark(initial))
+    model = initial.model
 model.crop_block_size(block_size)
 model.recompute, model.loss_only = recompute, True
 settings.adopt_model_sizes(model.config, init_from)  # n_layer, n_head, n_embd and bias are now the model's
@@ -154,9 +149,9 @@ if (ended := progress.nothing_left(iter_num)) and not eval_only:
 
 # ---- data ----------------------------------------------------------------------------
 vocab_size = model.config.vocab_size
-fingerprints = data.check_bins(block_size, vocab_size, expected=saved.get("data"))
-samples = ShortSamples(sample_interval, data, vocab_size, seed, device)
-text_bytes = data.text_bytes(vocab_size, device)
+corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
+samples = ShortSamples(sample_interval, corpus.tokens, vocab_size, seed, device)
+text_bytes = corpus.text_bytes(vocab_size, device)
 # windows alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
 batch_generator = torch.Generator().set_state(torch.get_rng_state())
 windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size, block_size, rank, world_size)
@@ -164,11 +159,16 @@ windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size
 
 def get_batch(split, evaluation=False):
     """(x, y), each (B, T) int64 on the device: windows of the split's tokens, and the token after each token."""
-    tokens = open_bin(data.bins[split])  # a new memory map each time: one that is held keeps every page it has read
-    start = windows.starts(len(tokens), evaluation)
-    window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
-    check_ids(window, vocab_size, data.bins[split], start)
-    ids = devices.to_device(torch.from_numpy(window), device)
+    try:
+        tokens = corpus.open(split)  # a new memory map each time: one that is held keeps every page it has read
+        start = windows.starts(len(tokens), evaluation)
+        window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
+        check_ids(window, vocab_size, corpus.bins[split], start)
+    except (OSError, UserError):  # the data is gone, or has changed
+        if point and world_size == 1:
+            save("last.pt", point)
+        raise
+    ids = to_device(torch.from_numpy(window), device)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
@@ -250,16 +250,17 @@ def save(name, point):
         say(f"saving checkpoint to {out_dir}")
     machine = {"device_type": device_type, "dtype": dtype, "compile": compile}
     folder.save(
-        name, model, optim, scaler, point, machine, iter_num=iter_num, config=config, data=fingerprints,
-        wandb_id=log.wandb_id, **data.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
+        name, model, optim, scaler, point, machine, config=config, data=corpus.fingerprints, iter_num=iter_num,
+        wandb_id=log.wandb_id, **corpus.tokens.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
     )  # fmt: skip
 
 
 # ---- the training loop ---------------------------------------------------------------
 processes.listen()  # from here on SIGTERM, SIGINT and SIGHUP stop the run between two micro-steps
+point = None  # what a resume needs from the start of this iteration
 x, y = batch if batch and order == "random" else get_batch("train")  # (B, T)
 losses = {}  # of the last evaluation
-clock = devices.Clock(device)
+clock = Clock(device)
 saved_at = iter_num  # what a resume has read need not be saved again, and a new run has nothing worth saving yet
 
 if eval_only and (losses := estimate_loss()):

@@ -8,10 +8,9 @@ import os
 
 import numpy as np
 
-from nanogpt.errors import ROOT, UserError, command
+from nanogpt.errors import UserError, command
 
 FULL_CHECK_TOKENS = 1 << 26  # a longer bin is checked in samples here, and each batch when it is drawn
-
 
 SPLITS = ("train", "val")
 
@@ -32,49 +31,44 @@ def dtype_in(path):
 
 
 def open_bin(path):
-    """The bin's tokens as a read-only memory map, uint16 or uint32 (n,). Open it for each batch: pages once read count
-    as this process's memory while a map is held."""
-    return np.memmap(path, dtype=dtype_in(path), mode="r")
+    """(the bin's tokens as a read-only memory map, uint16 or uint32 (n,), what tells this file from another one there).
+
+    Open it for each batch: pages once read count as this process's memory while a map is held. UserError where its
+    size is none of a bin."""
+    with open(path, "rb") as f:
+        found = os.fstat(f.fileno())
+        try:
+            return np.memmap(f, dtype_in(path), mode="r"), (found.st_ino, found.st_size, found.st_mtime_ns)
+        except ValueError as error:
+            raise UserError(f"{path} of {found.st_size:,} bytes is cut: {error}") from None
 
 
 def check_size(path, block_size, dataset):
     """UserError where the size of `path` shows that it cannot be trained on: missing, cut or too short."""
     if not os.path.isfile(path):
-        where = os.path.dirname(path)
-        prepare = os.path.join(where, "prepare.py")
-        base = os.path.basename(os.path.normpath(dataset))
-        if os.path.exists(prepare):
-            what = f"run: {command(prepare)}"
-        elif base != dataset and os.path.isdir(os.path.join(ROOT, "data", base)):
-            what = f"its name is {base}"
-        elif os.path.isdir(where):
-            what = f"prepare it again, as by {command('data/text_bpe/prepare.py', 'FILE', f'--name={dataset}')}"
-        else:
-            what = f"there is no {prepare} either"
-        if dataset == "openwebtext":  # train.py's own choice, and 53 GB
-            what += f"; to begin with something small, {command('data/shakespeare_char/prepare.py')}"
-        raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); {what}")
+        own = os.path.join(os.path.dirname(path), "prepare.py")
+        any_text = command("data/text_bpe/prepare.py", "FILE", f"--name={dataset}")
+        how = command(own) if os.path.exists(own) else f"{any_text}, which takes any text"
+        if dataset == "openwebtext":  # train.py's default, and 53 GB
+            how += f"; for something small: {command('data/shakespeare_char/prepare.py')}"
+        raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); run: {how}")
     size, width = os.path.getsize(path), dtype_in(path).itemsize
-    if size % width and width == 2:
-        raise UserError(f"{path}: {size:,} bytes is odd, and a token is two: the file is cut or is no token bin")
     if size % width:
-        raise UserError(f"{path}: {size:,} bytes is no multiple of a token's four: the file is cut or is no token bin")
+        raise UserError(
+            f"{path}: {size:,} bytes is no multiple of a token's {width}: the file is cut or is no token bin"
+        )
     if size // width < block_size + 1:
         raise UserError(f"{path}: {size // width:,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
 
 
 def check_bin(path, block_size, vocab_size, dataset):
-    """UserError where `path` cannot be trained on: see check_size(), or an id >= vocab_size.
-
-    Returns its fingerprint(), by which a resumed run recognises its data.
-    """
+    """UserError where `path` cannot be trained on: see check_size(), or an id >= vocab_size."""
     check_size(path, block_size, dataset)
-    tokens = open_bin(path)
+    tokens, _ = open_bin(path)
     # Reading a whole 17 GB file would take minutes: check 64 samples of a million tokens then.
     sample = len(tokens) if len(tokens) <= FULL_CHECK_TOKENS else FULL_CHECK_TOKENS // 64
     for start in np.linspace(0, len(tokens) - sample, 1 if sample == len(tokens) else 64, dtype=np.int64):
         check_ids(tokens[start : start + sample], vocab_size, path, start)
-    return fingerprint(path)
 
 
 def check_ids(tokens, vocab_size, path, start):
@@ -88,6 +82,13 @@ def check_ids(tokens, vocab_size, path, start):
 
 
 def fingerprint(path):
-    """A short text that changes with a bin's size or its first 64 KiB."""
+    """A short text that changes with a bin's size or its first 64 KiB, by which a resumed run recognises its data."""
     with open(path, "rb") as f:
         return f"{os.path.getsize(path)}:{hashlib.sha256(f.read(1 << 16)).hexdigest()[:16]}"
+
+
+def to_device(tokens, device):
+    """`tokens`, uint16 on the host, as int64 on `device`."""
+    if device.startswith("cuda"):  # copies two bytes per token, from pinned memory: the host does not wait
+        return tokens.pin_memory().to(device, non_blocking=True).long()
+    return tokens.long().to(device)

@@ -14,13 +14,14 @@ import json
 import math
 import os
 import pickle
+from contextlib import ExitStack
 
 import numpy as np
 
 from data.bins import SPLITS, bin_name, dtype_in, dtype_of, fingerprint
-from data.meta import read_meta
 from data.tokenizer import LARGEST_ID
-from nanogpt.errors import UserError, writing
+from nanogpt.errors import ROOT, UserError, writing
+from nanogpt.files import flush, rename, whole_file
 from nanogpt.text_file import read_text
 
 FACTS = "dataset.json"
@@ -30,63 +31,65 @@ TOKENS = ("meta.pkl", "tokenizer.json")  # what the ids stand for, unless they a
 # reading
 
 
+def dataset_folder(name):
+    """The folder of the dataset `name`."""
+    return os.path.join(ROOT, "data", name)
+
+
 def read_facts(folder):
     """What dataset.json in `folder` says; None where there is none. UserError where it is not one."""
     path = os.path.join(folder, FACTS)
     if not os.path.exists(path):
         return None
+    text = read_text(path)
     try:
-        with open(path, encoding="utf-8") as f:
-            facts = json.load(f)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is no JSON'}") from None
-    if problem := _problem(facts):
-        raise UserError(f"{path} is not a dataset's: {problem}")
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} cannot be read: it is no JSON") from None
+    facts = facts if isinstance(facts, dict) else {}
+    wrong = [key for key, is_right in FORM.items() if key not in facts or not is_right(facts[key])]
+    if wrong:
+        raise UserError(f"{path} is not a dataset's: its {wrong[0]} is missing, or cannot be")
     return facts
 
 
-def _problem(facts):
-    """What is wrong with the content of a dataset.json, in a few words; None where it has its form."""
-    if not isinstance(facts, dict) or facts.get("dtype") not in ("uint16", "uint32"):
-        return "it has no dtype, uint16 or uint32"
-    if "tokenizer" not in facts:
-        return "it does not say which tokenizer it has"
-    size = facts.get("vocab_size")
-    if type(size) is not int or not 1 <= size <= LARGEST_ID + 1:
-        return f"it has no vocab_size from 1 to {LARGEST_ID + 1:,}"
-    for key, kind in (("tokens", int), ("bytes", int), ("fingerprints", str)):
-        found = facts.get(key)
-        if not isinstance(found, dict) or any(type(found.get(split)) is not kind for split in SPLITS):
-            return f"it has no {key} of train and val"
-        if kind is int and any(not 0 <= found[split] < 1 << 60 for split in SPLITS):
-            return f"its {key} of train and val cannot be"
-    tokenizer = facts.get("tokenizer")
-    if tokenizer is None:
+def _of_splits(value, is_right):
+    return isinstance(value, dict) and all(is_right(value.get(split)) for split in SPLITS)
+
+
+def _are_counts(value):
+    return _of_splits(value, lambda n: type(n) is int and 0 <= n < 1 << 60)
+
+
+FORM = {  # {key of dataset.json: whether a value is of its form}
+    "dtype": lambda value: value in ("uint16", "uint32"),
+    "vocab_size": lambda value: type(value) is int and 1 <= value <= LARGEST_ID + 1,
+    "tokens": _are_counts,
+    "bytes": _are_counts,
+    "fingerprints": lambda value: _of_splits(value, lambda text: isinstance(text, str)),
+    "tokenizer": lambda value: value is None
+    or (isinstance(value, dict) and value.get("file") in TOKENS and isinstance(value.get("sha256"), str)),
+}
+
+
+def tokens_path(folder, facts):
+    """The path of the file that says what the ids of the dataset in `folder` stand for; None: GPT-2's tokens.
+
+    It is the file that its read_facts() `facts` name: UserError where that is missing, or has changed since. Without
+    dataset.json it is the one that is there."""
+    if not facts:
+        paths = (os.path.join(folder, name) for name in TOKENS)
+        return next(filter(os.path.exists, paths), None)
+    if not facts["tokenizer"]:
         return None
-    if not isinstance(tokenizer, dict) or tokenizer.get("file") not in TOKENS:
-        return "its tokenizer is neither null nor a meta.pkl or a tokenizer.json"
-    return None if isinstance(tokenizer.get("sha256"), str) else "its tokenizer has no sha256"
-
-
-def tokens_in(folder, facts):
-    """(meta, text of the tokenizer.json) of the dataset in `folder`, whose read_facts() are `facts`.
-
-    One is None, and both are if its tokens are GPT-2's. UserError where the file that dataset.json names is missing, or
-    has changed since. Without dataset.json it is the file that is there."""
-    if facts:
-        name = facts["tokenizer"] and facts["tokenizer"]["file"]
-    else:
-        name = next((name for name in TOKENS if os.path.exists(os.path.join(folder, name))), None)
-    if not name:
-        return None, None
-    path = os.path.join(folder, name)
-    if facts and not os.path.isfile(path):
+    path = os.path.join(folder, facts["tokenizer"]["file"])
+    if not os.path.isfile(path):
         raise UserError(f"{path} is missing, and without it the dataset's ids stand for nothing: prepare it again")
-    if facts and sha256_of(path) != facts["tokenizer"]["sha256"]:
+    if sha256_of(path) != facts["tokenizer"]["sha256"]:
         raise UserError(
             f"{path} has changed since the dataset was prepared: prepare it again, or put the old file back"
         )
-    return (read_meta(path), None) if name == "meta.pkl" else (None, read_text(path))
+    return path
 
 
 def sha256_of(path):
@@ -111,10 +114,11 @@ def bin_path(folder, split, facts):
     return wide if os.path.exists(wide) and not os.path.exists(narrow) else narrow
 
 
-def check_described(path, split, facts):
-    """UserError where the split's bin at `path` is not the one that dataset.json, with content `facts`, describes."""
+def check_described(path, split, facts, found):
+    """UserError where the split's bin at `path`, whose fingerprint is `found`, is not the one that dataset.json, with
+    content `facts`, describes."""
     size = facts["tokens"][split] * dtype_in(path).itemsize
-    if (size, facts["fingerprints"][split]) != (os.path.getsize(path), fingerprint(path)):
+    if (size, facts["fingerprints"][split]) != (os.path.getsize(path), found):
         raise UserError(
             f"{path} is not the one that {FACTS} beside it describes: prepare the dataset again, or remove "
             f"{FACTS} if another program has written the bins"
@@ -133,26 +137,21 @@ def write_dataset(folder, train, val, vocab_size, meta=None, tokenizer=None):
     """
     os.makedirs(folder, exist_ok=True)
     dtype, n_bytes = dtype_of(vocab_size), dict.fromkeys(SPLITS, 0)
+    paths = {split: os.path.join(folder, bin_name(split, dtype) + ".tmp") for split in SPLITS}
     try:
-        for split, arrays in zip(SPLITS, (train, val), strict=True):
-            path = os.path.join(folder, bin_name(split, dtype) + ".tmp")
-            with open(path, "wb") as f:
+        for (split, path), arrays in zip(paths.items(), (train, val), strict=True):
+            with writing(path), open(path, "wb") as f:
                 for ids, length in arrays:
                     if len(ids) and ids.max() >= vocab_size:
                         raise UserError(f"id {ids.max():,} is not below the vocabulary's size, {vocab_size:,}")
-                    with writing(path):
-                        f.write(ids.astype(dtype).tobytes())
+                    f.write(ids.astype(dtype).tobytes())
                     n_bytes[split] += length
                 flush(f)
         return publish(folder, vocab_size, n_bytes, meta, tokenizer)
     finally:
-        for name in _names(dtype):
-            remove(os.path.join(folder, name + ".tmp"))
+        for path in paths.values():
+            remove(path)
         remove_if_empty(folder)  # it was made above, and nothing has come of it
-
-
-def _names(dtype):
-    return [*(bin_name(split, dtype) for split in SPLITS), *TOKENS, FACTS]
 
 
 def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
@@ -169,25 +168,18 @@ def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
         "fingerprints": {split: fingerprint(f"{path}.tmp") for split, path in bins.items()},
         "tokenizer": {"file": file, "sha256": hashlib.sha256(content).hexdigest()} if content else None,
     }  # fmt: skip
-    written = {FACTS: json.dumps(facts, indent=2).encode() + b"\n"} | ({file: content} if content else {})
-    for name, data in written.items():
-        path = os.path.join(folder, name + ".tmp")
-        with writing(path), open(path, "wb") as f:
+    written = ({file: content} if content else {}) | {FACTS: json.dumps(facts, indent=2).encode() + b"\n"}
+    with ExitStack() as stack:  # at its end they get their names, the last one first
+        for name, data in written.items():
+            f = stack.enter_context(whole_file(os.path.join(folder, name)))
             f.write(data)
             flush(f)
-    published = [*written, *(os.path.basename(path) for path in bins.values())]
-    for name in published:
-        os.replace(os.path.join(folder, name + ".tmp"), os.path.join(folder, name))
-    for name in {*_names(np.uint16), *_names(np.uint32)} - {*published}:
+    for path in bins.values():
+        rename(f"{path}.tmp", path)
+    others = {*TOKENS, *(bin_name(split, kind) for split in SPLITS for kind in (np.uint16, np.uint32))}
+    for name in others - {*written, *map(os.path.basename, bins.values())}:
         remove(os.path.join(folder, name))
     return list(tokens.values())
-
-
-def flush(f):
-    """Everything written to the file is on the disk after this; OSError, which names it, where that fails."""
-    with writing(f.name):
-        f.flush()
-        os.fsync(f.fileno())
 
 
 def remove(path):

@@ -13,7 +13,7 @@ from data.bins import SPLITS
 from data.folder import write_dataset
 from data.pieces import bpe_pieces, pieces_for
 from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, train_tokenizer
-from data.tokens import BPECodec, CharCodec, shown
+from data.codecs import BPECodec, CharCodec, shown
 from nanogpt.device import usable_cores
 from nanogpt.errors import ROOT, UserError, command
 from nanogpt.meter import Meter

@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from data.tokens import END, GPT2_VOCAB_SIZE, BPECodec, CharCodec, TokenizerCodec
+from data.codecs import END, GPT2_VOCAB_SIZE, BPECodec, CharCodec, TokenizerCodec
 from nanogpt.errors import UserError, require
 from nanogpt.text_file import read_text
 

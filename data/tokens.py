@@ -1,282 +1,137 @@
-"""Text to token ids and back: a codec for each kind of tokens.
+"""What ids stand for: those of a dataset, of a run, of a GPT-2; and whether two are the same.
 
-Every codec has vocab_size, encode(text) -> ids, decode(ids) -> text, piece(id) -> the bytes of UTF-8 that the id adds
-(not always whole characters), known(id) -> whether it stands for anything, and
-    eot           the id that ends a document, or None
-    tokenizer     the text of its tokenizer.json; None for characters and for GPT-2's tokens
-    bytes_by_id   whether piece() tells how many bytes of the original text an id stands for
-A prepare script uses three more: encode_ordinary(text), missing(text, ids) and
-    cuts_at_lines whether ids depend on where a text is cut, so that it is cut at line ends (data/pieces.py)
+A checkpoint keeps it, so that a model can be used without its dataset: the key `tokenizer` has the text of a
+tokenizer.json, or else the key `meta` has the content of meta.pkl, for characters; a meta of None: GPT-2's tokens.
 """
 
-import hashlib
+import functools
 import os
-import re
-import tempfile
-from collections import Counter
 
-import numpy as np
+from data.codecs import GPT2_VOCAB_SIZE, BPECodec, CharCodec, gpt2_is_cached
+from data.folder import FACTS, TOKENS, dataset_folder, read_facts, tokens_path
+from data.meta import check_meta, read_meta
+from data.tokenizer import codec_of_tokenizer, same_tokenizer
+from nanogpt.errors import UserError
+from nanogpt.text_file import read_text
 
-from data.bins import dtype_of
-from data.meta import check_meta
-from nanogpt.errors import UserError, require
-
-END = "<|endoftext|>"
-GPT2_VOCAB_SIZE = 50257
+ROUNDED_ABOVE = 8192  # a smaller vocabulary is not worth the padding
 
 
-def bytes_of_ids(codec, vocab_size):
-    """How many bytes of text each of `vocab_size` ids stands for, (V,) int64: none for the end of a document, and for
-    ids that stand for nothing. None where an id does not tell."""
-    if not codec.bytes_by_id:
-        return None
-    pieces = (codec.piece(i) if codec.known(i) and i != codec.eot else b"" for i in range(vocab_size))
-    return np.array([len(piece) for piece in pieces])
+class Tokens:
+    """What ids stand for: the characters in `meta` (the content of a meta.pkl), the tokens of `tokenizer` (the text of
+    a tokenizer.json), or, without both, GPT-2's tokens. They are not known where `meta` has nothing but a vocab_size.
 
+    `where` is the file that says so, for errors."""
 
-def first_prompt(codec, start):
-    """(a prompt, remarks for the user): `start` where `codec` knows its characters, else the vocabulary's first one."""
-    try:
-        codec.encode(start)
-    except UserError as error:
-        first = codec.any_prompt()
-        if not first:
-            raise
-        return first, [f"{error}, the default prompt: the samples begin with {first!r} (--start= gives another)"]
-    return start, []
+    def __init__(self, meta=None, tokenizer=None, where="GPT-2's tokens"):
+        self.meta, self.tokenizer, self.where = meta, tokenizer, where
 
+    @classmethod
+    def of_dataset(cls, folder):
+        """Those of the dataset in `folder`; GPT-2's if there is none. UserError where its files are damaged."""
+        facts = read_facts(folder)
+        path = tokens_path(folder, facts)
+        if not path:
+            return cls()
+        if path.endswith("meta.pkl"):
+            return cls(read_meta(path), where=path)
+        tokens = cls(tokenizer=read_text(path), where=path)
+        if facts:  # this needs no codec, whose library may not be installed where nothing but training is done
+            tokens.vocab_size = facts["vocab_size"]
+        return tokens
 
-# ----------------------------------------------------------------------------------------------
-# codecs
+    @classmethod
+    def kept_in(cls, checkpoint, path):
+        """Those that `checkpoint`, read from `path`, keeps. nanoGPT's have nothing but their number."""
+        if checkpoint.get("tokenizer"):
+            return cls(tokenizer=checkpoint["tokenizer"], where=f"the tokenizer in {path}")
+        if "meta" not in checkpoint:
+            return cls({"vocab_size": checkpoint["model_args"].get("vocab_size")}, where=path)
+        return cls(checkpoint["meta"] and check_meta(checkpoint["meta"], path), where=path)
 
+    @classmethod
+    def of_run(cls, checkpoint, path):
+        """Those that the run in `checkpoint`, read from `path`, keeps: its dataset may have been prepared again from
+        another text. Where it keeps none, those of its dataset as it is now; without it GPT-2's, as in nanoGPT."""
+        kept, folder = cls.kept_in(checkpoint, path), dataset_folder(str(checkpoint["config"].get("dataset")))
+        if kept.known:
+            return kept
+        if _is_prepared(folder):
+            return cls.of_dataset(folder)
+        return cls() if "meta" not in checkpoint and kept.vocab_size >= GPT2_VOCAB_SIZE else kept
 
-class CharCodec:
-    """A character an id, by the table in `meta`; UserError where it has none, naming `where` it is from."""
+    @classmethod
+    def of_gpt2(cls, name_or_path, vocab_size):
+        """Those of a GPT-2 with `vocab_size` ids: of the tokenizer.json in its folder, or else GPT-2's own."""
+        path = os.path.join(name_or_path, "tokenizer.json")
+        if not os.path.isfile(path):
+            return cls(None if vocab_size >= GPT2_VOCAB_SIZE else {"vocab_size": vocab_size}, where=name_or_path)
+        tokens = cls(tokenizer=read_text(path), where=path)
+        codec = tokens.codec_if_here
+        if codec and not codec.tokenizer:  # the file of GPT-2's tokens, or of characters
+            stoi = getattr(codec, "stoi", None)
+            return cls(stoi and {"vocab_size": codec.vocab_size, "stoi": stoi}, where=path)
+        return tokens
 
-    eot = tokenizer = None
-    bytes_by_id = True
-    cuts_at_lines = False
+    def kept(self):
+        """What a checkpoint keeps of them."""
+        return {"tokenizer": self.tokenizer} if self.tokenizer else {"meta": self.meta}
 
-    def __init__(self, meta, where="meta.pkl"):
-        meta = check_meta(meta, where)
-        if "stoi" not in meta:
-            missing = "no stoi from texts to ids, no itos from ids to texts"
-            raise UserError(f"{where} has no characters ({missing}), so its ids cannot be made into text")
-        self.vocab_size, self.stoi, self.itos = meta["vocab_size"], meta["stoi"], meta["itos"]
+    @property
+    def are_gpt2s(self):
+        return not self.meta and not self.tokenizer
 
-    def encode(self, text):
-        """List of ids; UserError names the first character that the vocabulary lacks."""
-        for character in text:
-            if character not in self.stoi:
-                raise UserError(f"the vocabulary has no character {shown(character)}")
-        return [self.stoi[character] for character in text]
+    @property
+    def known(self):
+        """Whether it is known what each id stands for, and not only how many there are."""
+        return not self.meta or "stoi" in self.meta
 
-    def encode_ordinary(self, text):
-        """Ids as a dataset holds them, (n,); UserError as encode()."""
-        return np.array(self.encode(text), dtype=dtype_of(self.vocab_size))
+    @functools.cached_property
+    def vocab_size(self):
+        """How many there are."""
+        if self.tokenizer:
+            return self.codec.vocab_size
+        return self.meta["vocab_size"] if self.meta else GPT2_VOCAB_SIZE
 
-    def missing(self, text, ids):
-        return Counter()  # encode() has raised
+    @property
+    def model_vocab_size(self):
+        """How many ids a new model has: a large vocabulary is rounded up to a multiple of 64, for speed."""
+        return self.vocab_size if self.meta or self.vocab_size <= ROUNDED_ABOVE else -(-self.vocab_size // 64) * 64
 
-    def decode(self, ids):
-        return "".join(self.itos[i] for i in ids)
+    @functools.cached_property
+    def codec(self):
+        """What turns text into ids and back; UserError where there is none."""
+        if self.tokenizer:
+            return codec_of_tokenizer(self.tokenizer, self.where)
+        return CharCodec(self.meta, self.where) if self.meta else BPECodec()
 
-    def piece(self, id):
-        return self.itos[id].encode("utf-8")
-
-    def known(self, id):
-        return id in self.itos
-
-    def any_prompt(self):
-        """The vocabulary's first character, or None."""
-        characters = [(i, c) for c, i in self.stoi.items() if len(c) == 1]
-        return min(characters)[1] if characters else None
-
-
-class BPECodec:
-    """Byte-pair encoding of bytes, through tiktoken: GPT-2's, or that of `encoding`, a tiktoken.Encoding that splits a
-    text as GPT-2 does. So a text can be cut without a change of its ids (data/pieces.py).
-
-    `tokenizer` is the text of its tokenizer.json, `end` the name of the token that ends a document, `ranks` {a token's
-    bytes: its id}. A model may have more ids than the codec (50304, GPT-2's 50257 rounded up for speed): those are not
-    known.
-    """
-
-    bytes_by_id = True
-    cuts_at_lines = False
-
-    def __init__(self, encoding=None, tokenizer=None, end=END):
-        self._encoding = encoding or gpt2_encoding()
-        self.tokenizer, self.end, self.ranks = tokenizer, end, self._encoding._mergeable_ranks
-        self.eot = self._encoding._special_tokens.get(end)
-        self.vocab_size = self._encoding.max_token_value + 1
-        self._ids = {*self.ranks.values(), self.eot}
-
-    def encode(self, text):
-        """List of ids; <|endoftext|> in the text is the one token of that name."""
-        return self._encoding.encode(text, allowed_special={self.end}, disallowed_special=())
-
-    def encode_ordinary(self, text):
-        """Ids as a dataset holds them, (n,); <|endoftext|> is but the characters it is spelt with."""
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype_of(self.vocab_size))
-
-    def decode(self, ids):
-        return self._encoding.decode(ids, errors="replace")
-
-    def piece(self, id):
-        return self._encoding.decode_single_token_bytes(id)
-
-    def known(self, id):
-        return id in self._ids
-
-    def any_prompt(self):
-        return None  # it encodes every text
-
-    def missing(self, text, ids):
-        return Counter()  # there is a token for each byte
-
-
-def gpt2_is_cached():
-    """Whether tiktoken has GPT-2's vocabulary on disk, so that it need not fetch it. It names a file by its address."""
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    folder = os.path.join(tempfile.gettempdir(), "data-gym-cache") if folder is None else folder
-    base = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-    names = (hashlib.sha1((base + name).encode()).hexdigest() for name in ("vocab.bpe", "encoder.json"))
-    return all(os.path.exists(os.path.join(folder, name)) for name in names)
-
-
-def gpt2_encoding():
-    """tiktoken's GPT-2; UserError where its vocabulary cannot be had."""
-    import tiktoken
-
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except (OSError, ValueError) as error:  # an OSError: so are the exceptions of requests
-        raise UserError(
-            f"tiktoken cannot fetch GPT-2's vocabulary ({type(error).__name__}): on a machine with a network run "
-            "TIKTOKEN_CACHE_DIR=DIR python -c \"import tiktoken; tiktoken.get_encoding('gpt2')\", copy DIR to this "
-            "one, and set TIKTOKEN_CACHE_DIR to where it is"
-        ) from None
-
-
-class TokenizerCodec:
-    """Any tokenizer.json, through Hugging Face's tokenizers. Its normalizer may change a text: then how many bytes of
-    the original an id stands for depends on the text, and piece() only tells tokens apart.
-
-    `text` is the file's, `end` the name of the token that ends a document (None: none), `unknown` the id of what the
-    vocabulary lacks (None: none), `bytes_of` gives the bytes that a token's name spells, where they are the text's own.
-    Other special tokens are in no text, so they are not known. UserError, which names `where` the text is from, if
-    tokenizers cannot read it.
-    """
-
-    cuts_at_lines = True
-
-    def __init__(self, text, where, end, unknown, bytes_of=None):
-        require(where, "tokenizers")
-        from tokenizers import Tokenizer
-
+    @property
+    def codec_if_here(self):
+        """The codec; None where there is none without a network, or a library that training does not need."""
         try:
-            self._tokenizer = Tokenizer.from_str(text)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # its own class of exception is no other than Exception, and a panic is none
-            raise UserError(f"{where} is not a tokenizer.json that can be read: {str(error)[:200]}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # <|endoftext|> in a text is plain text
-        self.tokenizer, self.end, self._unknown = text, end, unknown
-        self.eot = self._tokenizer.token_to_id(end) if end else None
-        vocab = self._tokenizer.get_vocab()
-        if not vocab:
-            raise UserError(f"{where} has no tokens")
-        special = {id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
-        self._ids = {id: token for token, id in vocab.items() if id == self.eot or id not in special | {unknown}}
-        self.vocab_size = max(vocab.values()) + 1
-        self.bytes_by_id, self._bytes_of = bool(bytes_of), bytes_of
-        self._added = set(self._tokenizer.get_added_tokens_decoder())
-        names = [end, None if unknown is None else self._tokenizer.id_to_token(unknown)]
-        inside = (f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names if name and name[1:])
-        self._inside_names = re.compile("|".join(inside) or r"(?!)")  # places in a text, and (?!) is in none
-        self._lost = {}  # {character: whether encoding loses it, None where it raises}, of those that were asked for
-
-    def encode(self, text):
-        """List of ids; the token that ends a document may stand in the text by its name. UserError where the vocabulary
-        lacks a character, or the text gives no ids."""
-        ids = []
-        for i, part in enumerate(text.split(self.end) if self.end else [text]):
-            ids += [self.eot] if i else []
-            ids += (found := self.encode_ordinary(part).tolist())
-            if missing := self.missing(part, found):
-                raise UserError(f"the vocabulary has no character {shown(next(iter(missing)))}")
-        if not ids:
-            raise UserError(f"the tokenizer makes no token of {text[:20]!r}")
-        return ids
-
-    def encode_ordinary(self, text):
-        """Ids as a dataset holds them, (n,): none where the vocabulary lacks a character and no id stands for that."""
-        ids = self._encode(text) or []
-        if {self.eot, self._unknown} & set(ids) and self._inside_names.search(text):
-            # a model that has such a name among its pieces takes it for that token: it cannot where the text is cut
-            ids = [id for part in self._inside_names.split(text) for id in self._encode(part) or []]
-        return np.array(ids, dtype=dtype_of(self.vocab_size))
-
-    def _encode(self, text):
-        """Its ids; None where the vocabulary lacks a character and no id stands for that, which tokenizers raises."""
-        try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception:  # its own class of exception
+            return None if self.are_gpt2s and not gpt2_is_cached() else self.codec
+        except UserError:
             return None
 
-    def _loses(self, character):
-        """Whether a tokenizer without an id for what its vocabulary lacks loses a character, or parts of it, without a
-        word; None where it raises for that character alone."""
-        if character not in self._lost:
-            ids = self._encode(character)
-            text = self.decode(ids or [])
-            in_parts = "\ufffd" in text and character != "\ufffd"
-            dropped = not text.strip() and character != "\u2581" and self._has_words(character.strip())
-            self._lost[character] = None if ids is None else in_parts or dropped
-        return self._lost[character]
+    def same_as(self, other):
+        """Whether the ids of both stand for the same tokens: True, False, or None where one of the two does not say,
+        and has as many as the other."""
+        if not self.known or not other.known:
+            sizes = ({tokens.vocab_size, tokens.model_vocab_size} for tokens in (self, other))
+            return None if set.intersection(*sizes) else False
+        if self.tokenizer and other.tokenizer:
+            return same_tokenizer(self.tokenizer, other.tokenizer)
+        stoi = [tokens.tokenizer or tokens.meta and tokens.meta["stoi"] for tokens in (self, other)]
+        return stoi[0] == stoi[1]
 
-    def _has_words(self, text):
-        """Whether there is something to encode in the text: the normalizer and the split may leave nothing."""
-        normalizer, split = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
-        text = normalizer.normalize_str(text) if normalizer else text
-        return any(word for word, _ in split.pre_tokenize_str(text)) if split else bool(text)
-
-    def missing(self, text, ids):
-        """Counter of the characters of `text` that the vocabulary lacks; `ids` are those of the text."""
-        if self._unknown is None:
-            failed = not len(ids) and self._encode(text) is None
-            lost = {c for c in set(text) if self._loses(c) or (failed and self._loses(c) is None)}
-            return Counter(c for c in text if c in lost) or (Counter(text) if failed else Counter())
-        if self._unknown not in ids:
-            return Counter()
-        found = self._tokenizer.encode(text, add_special_tokens=False)
-        spans = zip(found.ids, found.offsets, strict=True)
-        characters = Counter("".join(text[start:end] for id, (start, end) in spans if id == self._unknown))
-        # WordPiece gives up a whole word for one character: name those that are unknown by themselves, if there are any
-        alone = {c: n for c, n in characters.items() if self._unknown in self.encode_ordinary(c)}
-        return Counter(alone) or characters
-
-    def decode(self, ids):
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
-
-    def piece(self, id):
-        name = self._ids[id]
-        return self._bytes_of(name) if self._bytes_of and id not in self._added else name.encode("utf-8")
-
-    def known(self, id):
-        return id in self._ids
-
-    def any_prompt(self):
-        """The first token whose text has tokens again."""
-        return next((text for i in sorted(self._ids) if (text := self.decode([i])) and self._encodes(text)), None)
-
-    def _encodes(self, text):
-        ids = self.encode_ordinary(text)
-        return len(ids) and not self.missing(text, ids)
+    def prepared_again(self, folder):
+        """Whether the dataset in `folder` has other tokens now. A broken file does not say."""
+        try:
+            now = Tokens.of_dataset(folder)
+        except UserError:
+            return False
+        return _is_prepared(folder) and now.known and now.same_as(self) is False
 
 
-def shown(character):
-    return f"{character!r} (U+{ord(character):04X})"
+def _is_prepared(folder):
+    return any(os.path.exists(os.path.join(folder, name)) for name in (*TOKENS, FACTS, "train.bin"))

@@ -9,6 +9,7 @@ import atexit
 import importlib
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -152,17 +153,26 @@ def _flush_output():
         os._exit(1)
 
 
+def _is_unread(stream):
+    """Whether the stream leads to a pipe that nobody reads any more."""
+    poll = select.poll() if hasattr(select, "poll") else None  # Windows has none, and no BrokenPipeError
+    if not poll:
+        return False
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 def report(kind, error, trace):
     """sys.excepthook: prints one line for what is not a bug, and exits."""
-    unread = False
+    unread = _is_unread(sys.stdout)
     try:
         sys.stdout.flush()
     except OSError:
-        unread = True
         drop_output()
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
     if issubclass(kind, BrokenPipeError) and unread:  # `| head` has read enough: this is no error
+        drop_output()
         sys.exit(0)
     message = str(error) if issubclass(kind, UserError) else machine_failure(error)
     if message is None:

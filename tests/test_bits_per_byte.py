@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from data.dataset import Dataset
 from data.tokenizer import train_tokenizer
-from data.tokens import BPECodec, bytes_of_ids
+from data.codecs import BPECodec, bytes_of_ids
 from nanogpt.bits_per_byte import TextBytes, bits_per_byte
 
 CHARACTERS = "aé中😀" + "bcdfghijklmnopqrstuvwxyzäöüßñ"  # 1, 2, 3 and 4 bytes of UTF-8, and others
@@ -130,8 +130,8 @@ def test_gpt2s_tokens_are_counted_by_id_and_the_end_of_a_document_has_no_bytes(s
 
 def test_without_gpt2s_vocabulary_on_disk_training_asks_no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("data.tokens.gpt2_encoding", lambda: pytest.fail("it would be fetched"))
-    monkeypatch.setattr("data.dataset.ROOT", str(tmp_path))
+    monkeypatch.setattr("data.codecs.gpt2_encoding", lambda: pytest.fail("it would be fetched"))
+    monkeypatch.setattr("data.folder.ROOT", str(tmp_path))
     (tmp_path / "data" / "words").mkdir(parents=True)
     for split in ("train", "val"):
         np.arange(100, dtype=np.uint16).tofile(tmp_path / "data" / "words" / f"{split}.bin")

@@ -1,96 +1,24 @@
-"""data/dataset.py: dataset.json, and which tokens the ids of a dataset, a run or a folder stand for."""
+"""data/dataset.py and data/folder.py: a dataset as it is written, and as train.py finds it."""
 
 import hashlib
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import write_synthetic
 from prepare_scripts import files_in
 
-from data import dataset as data_dataset
-from data import vocabulary
-from data.dataset import Dataset, new_vocab_size
+from data.dataset import Dataset
 from data.folder import write_dataset
+from data.pretrained import Pretrained
 from data.tokenizer import codec_of_tokenizer, train_tokenizer
-from data.tokens import BPECodec
-from data.vocabulary import codec_of_run
+from data.tokens import Tokens
 from nanogpt.errors import UserError, machine_failure
 
 ABC = {"vocab_size": 3, "stoi": {"a": 0, "b": 1, "é": 2}, "itos": {0: "a", 1: "b", 2: "é"}}
 BAC = {"vocab_size": 3, "stoi": {"b": 0, "a": 1, "é": 2}, "itos": {0: "b", 1: "a", 2: "é"}}
-
-# ----------------------------------------------------------------------------------------------
-# which codec a checkpoint's ids have
-
-
-@pytest.fixture
-def dataset(tmp_path, monkeypatch):
-    """dataset(meta) -> the folder data/mine, whose meta.pkl is `meta`; None writes no meta.pkl."""
-    for module in (data_dataset, vocabulary):
-        monkeypatch.setattr(module, "ROOT", str(tmp_path))
-    return lambda meta: write_synthetic(tmp_path / "data" / "mine", meta)
-
-
-def checkpoint(**more):
-    return {"config": {"dataset": "mine"}, **more}
-
-
-def test_the_checkpoints_characters_come_before_the_data_folders(dataset):
-    folder = dataset(BAC)
-    codec, [remark] = codec_of_run(checkpoint(meta=ABC), "out/ckpt.pt", 3)
-    assert codec.decode([0, 1, 2]) == "abé" and codec.encode("ab") == [0, 1]
-    assert str(folder) in remark and "using those in out/ckpt.pt" in remark and "\n" not in remark
-
-
-@pytest.mark.parametrize("here", [ABC, ABC | {"vocab_size": 9}, {"vocab_size": 3}, {"vocab_size": 7}])
-def test_where_the_data_folder_says_nothing_else_nothing_is_said(dataset, here):
-    dataset(here)
-    codec, remarks = codec_of_run(checkpoint(meta=ABC), "out/ckpt.pt", 3)
-    assert codec.decode([0, 1, 2]) == "abé" and remarks == []
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no pickle", b"cos\nsystem\n(S'touch it_ran'\ntR."])
-def test_without_a_readable_meta_the_checkpoints_serves_and_nothing_is_said(dataset, tmp_path, content):
-    folder = dataset(None)
-    (folder / "train.bin").unlink()
-    if content is not None:
-        (folder / "meta.pkl").write_bytes(content)
-    codec, remarks = codec_of_run(checkpoint(meta=ABC), "out/ckpt.pt", 3)
-    assert codec.decode([2]) == "é" and remarks == [] and not os.path.exists("it_ran")
-
-
-def test_a_dataset_prepared_again_in_gpt2s_tokens_is_said(dataset):
-    dataset(None)
-    codec, [remark] = codec_of_run(checkpoint(meta=ABC), "out/ckpt.pt", 3)
-    assert codec.decode([1]) == "b" and "out/ckpt.pt" in remark
-
-
-def test_a_run_on_gpt2s_tokens_keeps_them_where_the_dataset_has_characters_now(dataset, shared):
-    dataset(ABC)
-    codec, [remark] = codec_of_run(checkpoint(meta=None), "out/ckpt.pt", 50304)
-    assert isinstance(codec, BPECodec) and "out/ckpt.pt" in remark
-
-
-@pytest.mark.parametrize("kept", [{}, {"meta": {"vocab_size": 3}}])
-def test_where_the_checkpoint_has_no_characters_the_data_folders_serve(dataset, kept):
-    """nanoGPT's checkpoints have none; and a run may have been trained with vocab_size alone."""
-    dataset(BAC)
-    codec, remarks = codec_of_run(checkpoint(**kept), "out/ckpt.pt", 3)
-    assert codec.decode([0, 1]) == "ba" and remarks == []
-    assert np.array_equal(codec.encode("ab"), [1, 0])
-
-
-def test_where_neither_has_characters_the_line_names_the_file(dataset):
-    folder = dataset({"vocab_size": 3})
-    with pytest.raises(UserError, match="no characters") as error:
-        codec_of_run(checkpoint(meta={"vocab_size": 3}), "out/ckpt.pt", 3)
-    assert str(folder / "meta.pkl") in str(error.value)
-
-
-
 
 # ----------------------------------------------------------------------------------------------
 # dataset.json
@@ -161,8 +89,7 @@ def test_dataset_json_says_what_the_bins_are(tmp_path):
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
     """A folder data/mine with a dataset of characters and its dataset.json."""
-    for module in (data_dataset, vocabulary):
-        monkeypatch.setattr(module, "ROOT", str(tmp_path))
+    monkeypatch.setattr("data.folder.ROOT", str(tmp_path))
     folder = tmp_path / "data" / "mine"
     write_dataset(str(folder), pairs([0, 1, 2] * 9), pairs([2, 1] * 9), 3, meta=ABC)
     return folder
@@ -170,7 +97,8 @@ def prepared(tmp_path, monkeypatch):
 
 def checked(block_size=4, vocab_size=3):
     data = Dataset("mine", block_size)
-    return data, data.check_bins(block_size, vocab_size, None)
+    data.check_bins(block_size, vocab_size, None)
+    return data, data.fingerprints
 
 
 def test_a_dataset_with_and_without_its_dataset_json_is_the_same(prepared):
@@ -178,7 +106,7 @@ def test_a_dataset_with_and_without_its_dataset_json_is_the_same(prepared):
     assert data.found_line == f"found vocab_size = 3 (inside {os.path.join('data', 'mine', 'meta.pkl')})"
     (prepared / "dataset.json").unlink()
     bare, bare_fingerprints = checked()
-    assert (bare.found_line, bare.vocab_size, bare.kept()) == (data.found_line, data.vocab_size, data.kept())
+    assert (bare.found_line, bare.tokens.kept()) == (data.found_line, data.tokens.kept())
     assert fingerprints == bare_fingerprints
 
 
@@ -199,12 +127,18 @@ def test_a_tokenizer_json_that_another_program_wrote_counts(prepared, own, width
         ending = {2: "bin", 4: "u32.bin"}[width]
         np.arange(260, dtype=f"<u{width}").tofile(prepared / f"{name}.{ending}")
     data, _ = checked(vocab_size=260)
-    assert data.vocab_size == new_vocab_size(str(prepared)) == 260 and data.kept() == {"tokenizer": own}
+    assert data.tokens.model_vocab_size == 260 and data.tokens.kept() == {"tokenizer": own}
     assert data.found_line == f"found vocab_size = 260 (inside {os.path.join('data', 'mine', 'tokenizer.json')})"
-    assert data.codec.encode("the") == codec_of_tokenizer(own, "x").encode("the")
+    assert data.tokens.codec.encode("the") == codec_of_tokenizer(own, "x").encode("the")
     (prepared / "tokenizer.json").write_text(own[:100], encoding="utf-8")
     with pytest.raises(UserError, match="tokenizer.json is not a tokenizer.json"):
-        checked(vocab_size=260)
+        assert checked(vocab_size=260)[0].found_line
+
+
+def start_remark(data, path, vocab_size, is_run=False):
+    """What is said where the run on `data` starts from a model of `vocab_size` ids in `path`."""
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=vocab_size))
+    return data.start_remark(Pretrained(model, Tokens.of_gpt2(str(path), vocab_size), str(path), is_run))
 
 
 def test_a_gpt2s_folder_with_other_tokens_is_one_line_or_said(prepared, own, tmp_path):
@@ -214,23 +148,25 @@ def test_a_gpt2s_folder_with_other_tokens_is_one_line_or_said(prepared, own, tmp
     other = train_tokenizer(["ein Hund und eine Katze, und ein Hund\n" * 50], 260)
     part = pairs([1, 2] * 9)
     characters = Dataset("mine", 4)
-    assert "tokens of its own, 3, not the 50257 of gpt2" in characters.gpt2_remark("gpt2", 50257)
-    assert "not the 50304 of" in characters.gpt2_remark(str(folder), 50304)
+    assert "tokens of its own, 3, not the 50257 of gpt2" in start_remark(characters, "gpt2", 50257)
+    assert "not the 50304 of" in start_remark(characters, folder, 50304)
+    with pytest.raises(UserError, match="stand for other tokens than those of mine"):
+        start_remark(characters, folder, 50304, is_run=True)
     write_dataset(str(prepared), part, part, 260, tokenizer=own)
     data = Dataset("mine", 4)
-    assert data.gpt2_remark(str(folder), 260) is None  # it has no tokenizer.json: nothing is known
-    assert "tokens of its own, 260, not the 4096" in data.gpt2_remark(str(folder), 4096)
+    assert start_remark(data, folder, 260) is None  # it has no tokenizer.json: nothing is known
+    assert "tokens of its own, 260, not the 4096" in start_remark(data, folder, 4096)
     (folder / "tokenizer.json").write_text(json.dumps(json.loads(own)), encoding="utf-8")
-    assert data.gpt2_remark(str(folder), 260) is None
+    assert start_remark(data, folder, 260) is None
     for text, said in ((other, "stand for other tokens than those of mine"), (own[:90], "is not a tokenizer.json")):
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=said):
-            data.gpt2_remark(str(folder), 260)
+            start_remark(data, folder, 260)
     write_dataset(str(prepared), part, part, 50257)
     (folder / "tokenizer.json").write_text(own, encoding="utf-8")
     with pytest.raises(UserError, match="stand for other tokens"):
-        Dataset("mine", 4).gpt2_remark(str(folder), 260)
-    assert Dataset("mine", 4).gpt2_remark("gpt2", 50257) is None
+        start_remark(Dataset("mine", 4), folder, 260)
+    assert start_remark(Dataset("mine", 4), "gpt2", 50257) is None
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin"])
@@ -279,8 +215,7 @@ def test_nanogpts_bins_beside_ours_in_uint32_are_one_line(prepared):
 @pytest.mark.parametrize("after", ["characters", "own", "GPT-2's"])
 def test_preparing_that_is_stopped_leaves_the_old_dataset_the_new_one_or_an_error(tmp_path, monkeypatch, own, before, after):
     """Stopped before each of the renames and removals that bring in a dataset and take away the one before."""
-    for module in (data_dataset, vocabulary):
-        monkeypatch.setattr(module, "ROOT", str(tmp_path))
+    monkeypatch.setattr("data.folder.ROOT", str(tmp_path))
     folder, tokens = tmp_path / "data" / "mine", {"characters": {"meta": BAC}, "own": {"tokenizer": own}, "GPT-2's": {}}
 
     def write(kind, ids, **characters):
@@ -291,7 +226,7 @@ def test_preparing_that_is_stopped_leaves_the_old_dataset_the_new_one_or_an_erro
         try:
             data = Dataset("mine", 4)
             data.check_bins(4, 50304, None)
-            return data.kept(), np.fromfile(data.bins["train"], "<u2").tolist(), np.fromfile(data.bins["val"], "<u2").tolist()
+            return data.tokens.kept(), np.fromfile(data.bins["train"], "<u2").tolist(), np.fromfile(data.bins["val"], "<u2").tolist()
         except UserError:
             return None
 
@@ -348,6 +283,6 @@ def test_a_tokenizers_file_that_has_changed_or_is_missing_is_one_line(prepared):
 def test_a_new_model_has_a_multiple_of_64_ids_above_8192_and_this_is_said(prepared, size, model):
     write_dataset(str(prepared), pairs([1, 2] * 9), pairs([0, 1] * 9), size, tokenizer="{}")
     data = Dataset("mine", 4)
-    assert data.vocab_size == new_vocab_size(str(prepared)) == model
+    assert data.tokens.model_vocab_size == model
     assert f"found vocab_size = {size} (inside" in data.found_line and "dataset.json" in data.found_line
     assert (data.rounded_line is None) == (size == model) and (size == model or f"vocab_size = {model}" in data.rounded_line)

@@ -325,15 +325,6 @@ def test_the_threads_of_a_process_are_set_and_said(ranks, tmp_path):
 # mistakes
 
 
-def test_the_backend_is_nccl_on_cuda_else_gloo(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
-    assert pick_backend("auto", "cuda:3") == "nccl" and pick_backend("auto", "cpu") == "gloo"
-    assert pick_backend("gloo", "cuda") == "gloo"
-    for wrong, device in (("nccl", "cpu"), ("tcp", "cpu"), (True, "cpu")):
-        with pytest.raises(UserError, match=f"--backend={wrong}"):
-            pick_backend(wrong, device, world_size=2)
-
-
 MISTAKES = {
     "--backend=nccl": "--backend=nccl works on CUDA devices only",
     "--gradient_accumulation_steps=3": "--gradient_accumulation_steps=3 cannot be shared by 2 processes",

@@ -12,7 +12,7 @@ from hugging_face import TUNE, differences, folder_of, ids_for
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from data.vocabulary import codec_of_dataset
+from data.tokens import Tokens
 from model import GPT, GPTConfig
 from nanogpt import checkpoint as ckpt
 
@@ -155,7 +155,7 @@ def test_a_model_in_its_own_tokens_writes_transformers_greedy_text(prompt, own_r
 
 
 def test_its_own_tokenizer_gives_autotokenizer_the_codecs_ids_on_ugly_text(own_run, project):
-    tokenizer, codec = AutoTokenizer.from_pretrained(own_run[1]), codec_of_dataset(str(project / "data" / "odd_own"))
+    tokenizer, codec = AutoTokenizer.from_pretrained(own_run[1]), Tokens.of_dataset(str(project / "data" / "odd_own")).codec
     assert len(tokenizer) == 400 and tokenizer.eos_token_id == tokenizer.bos_token_id == codec.eot == 399
     assert (own_run[1] / "tokenizer.json").read_text() == (project / "data" / "odd_own" / "tokenizer.json").read_text()
     rng = np.random.default_rng(6)

@@ -18,15 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configurator import Settings, configure
-from data import dataset as data_dataset
 from data.bins import check_bin, check_ids, open_bin
 from data.dataset import Dataset
 from data.folder import write_dataset
 from data.meta import read_meta
 from data.streaming import ByteStream, TextStream
 from data.tokenizer import codec_of_tokenizer, train_tokenizer
-from data.tokens import CharCodec
-from data.vocabulary import codec_of_dataset, codec_of_run
+from data.codecs import CharCodec
+from data.tokens import Tokens
 from model import GPT
 from nanogpt import checkpoint as ckpt
 from nanogpt.device import pick_compile, pick_device, pick_dtype
@@ -135,7 +134,7 @@ def test_a_mutated_bin_gives_batches_of_known_ids_or_one_line(tmp_path, mutation
     except UserError as error:
         one_line(error)
         return
-    tokens = open_bin(path)
+    tokens, _ = open_bin(path)
     assert len(tokens) > block_size and tokens.max() < vocab_size
     check_ids(tokens[None, : block_size + 1], vocab_size, path, np.array([0]))
 
@@ -158,15 +157,15 @@ def test_a_mutated_file_of_a_dataset_in_its_own_tokens_is_one_line_or_changes_no
     path = tmp_path / "data" / "mine" / name
     path.write_bytes(mutate(path.read_bytes(), mutations))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_dataset, "ROOT", str(tmp_path))
+        patch.setattr("data.folder.ROOT", str(tmp_path))
         try:
             data = Dataset("mine", 16)
-            data.check_bins(16, data.vocab_size, None)
-            codec = codec_of_dataset(data.folder)
+            data.check_bins(16, data.tokens.model_vocab_size, None)
+            codec = data.tokens.codec
         except UserError as error:
             one_line(error)
             return
-    assert 256 <= data.vocab_size and codec.decode(codec.encode("some words")) == "some words"
+    assert 256 <= data.tokens.vocab_size and codec.decode(codec.encode("some words")) == "some words"
 
 
 def use(codec):
@@ -188,8 +187,9 @@ def use(codec):
 @given(mutations=MUTATIONS)
 def test_a_mutated_tokenizer_in_a_checkpoint_is_a_codec_or_one_line(mutations):
     text = mutate(small_tokenizer().encode(), mutations).decode(errors="replace")
+    checkpoint = {"config": {"dataset": "none"}, "model_args": {"vocab_size": 1 << 24}}
     try:
-        codec, _ = codec_of_run({"config": {"dataset": "none"}, "tokenizer": text}, "out/ckpt.pt", 1 << 24)
+        codec = Tokens.of_run(checkpoint | {"tokenizer": text}, "out/ckpt.pt").codec
     except UserError as error:
         one_line(error)
         return
@@ -220,7 +220,7 @@ def test_random_bytes_are_no_dataset_json_and_no_tokenizer_json(tmp_path, data):
     for name in ("tokenizer.json", "dataset.json"):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError):
-            codec_of_dataset(str(tmp_path))
+            Tokens.of_dataset(str(tmp_path)).codec  # noqa: B018
 
 
 # ----------------------------------------------------------------------------------------------

@@ -180,13 +180,15 @@ def test_a_resume_with_spike_sigma_is_exact_to_the_digit(train, spiked, tmp_path
 
 def test_a_checkpoint_of_a_version_that_could_go_back_resumes(train, spiked, tmp_path):
     """Its guard has more keys. With order=epoch such a run cannot be continued: its windows were of other seeds."""
-    train(SPIKED, program="inject.py", env=HARM, out_dir=tmp_path, max_iters=152)
+    again = dict(program="inject.py", env=HARM, out_dir=tmp_path)
+    train(SPIKED, **again, max_iters=152)
     saved = torch.load(tmp_path / "last.pt")
     saved["config"] |= dict(spike_rewind=0.5, plan=False)
     saved["guard"] |= dict(exploded="", good=True, went_back=[[180, 140, 2001340]], largest_norms=[[50.0, 150]])
     torch.save(saved, tmp_path / "last.pt")
     shutil.copytree(tmp_path, tmp_path / "epoch")
-    result = train(SPIKED, program="inject.py", env=HARM, out_dir=tmp_path)
+    assert "--spike_rewind=0.0 does without it" in error_line(train(SPIKED, **again, expect=2))
+    result = train(SPIKED, **again, spike_rewind=0.0)
     assert result.losses == spiked[1].losses[-len(result.losses) :] and result.losses[0][:2] == ("iter", 153)
 
     saved["config"]["order"] = "epoch"

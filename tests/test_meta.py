@@ -11,8 +11,7 @@ import pytest
 from conftest import ROOT, TINY, error_line, flags, write_synthetic
 
 from data.meta import check_meta, read_meta
-from data.tokens import CharCodec
-from data.vocabulary import codec_for
+from data.codecs import CharCodec
 from nanogpt.errors import UserError
 
 ABC = {"vocab_size": 3, "stoi": {"a": 0, "b": 1, "é": 2}, "itos": {0: "a", 1: "b", 2: "é"}}
@@ -40,7 +39,7 @@ def test_a_meta_with_a_vocabulary_size_alone_will_do_for_training(tmp_path):
     meta = read_meta(tmp_path / "meta.pkl")
     assert meta == {"vocab_size": 61}
     with pytest.raises(UserError, match="no characters"):
-        codec_for(meta)
+        CharCodec(meta)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -25,7 +25,7 @@ from prepare_scripts import (
 )  # fmt: skip
 
 from data.meta import read_meta
-from data.tokens import CharCodec
+from data.codecs import CharCodec
 
 @needs_shakespeare
 def test_tiny_shakespeare_by_character_is_nanogpts_dataset(work):
@@ -482,7 +482,7 @@ def test_an_empty_folder_is_one_line(prepare_here, tmp_path, dataset):
 def test_openwebtexts_documents_stay_as_they_are_but_for_a_leading_bom(gpt2):
     """The function alone: the script itself downloads, or needs another library."""
     from data.documents import encode
-    from data.tokens import BPECodec
+    from data.codecs import BPECodec
 
     ids, n_bytes, changed = encode(["\ufeffa\r\nb\r", "c\ufeffd", ""], BPECodec(), "x")
     expected = [*gpt2.encode_ordinary("a\r\nb\r"), 50256, *gpt2.encode_ordinary("c\ufeffd"), 50256, 50256]

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from conftest import CHARACTERS, ROOT, flags
-from data.tokens import CharCodec
+from data.codecs import CharCodec
 
 from model import GPT, GPTConfig
 

@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerFast
 from data import text as data_text
 from data.pieces import line_pieces, pieces_for
 from data.streaming import ByteStream, TextStream
+from data.codecs import BPECodec, CharCodec, TokenizerCodec
 from data.tokenizer import codec_of_tokenizer, find_tokenizer, same_tokenizer, tokenizer_of, train_tokenizer
-from data.tokens import BPECodec, CharCodec, TokenizerCodec
 from nanogpt.errors import UserError
 
 END = "<|endoftext|>"

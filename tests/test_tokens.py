@@ -1,111 +1,130 @@
-"""data/tokens.py: the codecs, and where a text is cut."""
+"""data/tokens.py: what the ids of a dataset, a run or a GPT-2 stand for; and whether two are the same."""
 
-import random
-import string
+import json
+import os
 
 import pytest
-import torch
-from prepare_scripts import SHAKESPEARE, UNICODE, needs_bpe, needs_shakespeare, tiktoken_gpt2
+from conftest import write_synthetic
 
-from data import pieces as data_pieces
-from data.pieces import bpe_pieces
-from data.tokens import BPECodec
-from data.vocabulary import codec_for
+from data.codecs import BPECodec
+from data.folder import write_dataset
+from data.tokenizer import tokenizer_of, train_tokenizer
+from data.tokens import Tokens
 from nanogpt.errors import UserError
 
 ABC = {"vocab_size": 3, "stoi": {"a": 0, "b": 1, "é": 2}, "itos": {0: "a", 1: "b", 2: "é"}}
+BAC = {"vocab_size": 3, "stoi": {"b": 0, "a": 1, "é": 2}, "itos": {0: "b", 1: "a", 2: "é"}}
 
-def test_characters_go_to_ids_and_back_and_padding_is_not_known():
-    codec = codec_for(ABC | {"vocab_size": 8})
-    assert codec.encode("aéb") == [0, 2, 1] and codec.decode([0, 2, 1]) == "aéb"
-    assert codec.vocab_size == 8 and [codec.known(i) for i in range(8)] == [True] * 3 + [False] * 5
-    assert codec.piece(2) == "é".encode()
+# ----------------------------------------------------------------------------------------------
+# of a run
 
 
-@pytest.mark.parametrize(
-    "character, shown", [("ö", "'ö' (U+00F6)"), ("\n", "'\\n' (U+000A)"), ("😀", "U+1F600")]
-)
-def test_a_character_that_the_vocabulary_lacks_is_named(character, shown):
-    with pytest.raises(UserError) as error:
-        codec_for(ABC).encode("ab" + character)
-    assert shown in str(error.value)
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """dataset(meta) -> the folder data/mine, whose meta.pkl is `meta`; None writes no meta.pkl."""
+    monkeypatch.setattr("data.folder.ROOT", str(tmp_path))
+    return lambda meta: write_synthetic(tmp_path / "data" / "mine", meta)
 
 
-def test_a_codec_comes_back_from_a_checkpoint(tmp_path):
-    torch.save({"meta": ABC}, tmp_path / "ckpt.pt")
-    saved = torch.load(tmp_path / "ckpt.pt", weights_only=True)
-    assert codec_for(saved["meta"]).encode("é") == [2]
-    with pytest.raises(UserError, match="ckpt.pt"):
-        codec_for({"vocab_size": 3, "stoi": {"a": 9}, "itos": {9: "a"}}, "ckpt.pt")
+def of_run(vocab_size=3, **kept):
+    checkpoint = {"config": {"dataset": "mine"}, "model_args": {"vocab_size": vocab_size}}
+    return Tokens.of_run(checkpoint | kept, "out/ckpt.pt")
 
 
-@needs_bpe
-def test_byte_pairs_go_to_ids_and_back_and_padding_is_not_known():
-    codec = codec_for(None)
-    assert codec.encode("Hello world") == [15496, 995]  # GPT-2's own ids
-    assert codec.encode("a<|endoftext|>") == [64, 50256]
-    assert codec.encode_ordinary("a<|endoftext|>").tolist() == [64, 27, 91, 437, 1659, 5239, 91, 29]
-    assert codec.decode(codec.encode(UNICODE)) == UNICODE
-    assert b"".join(map(codec.piece, codec.encode(UNICODE))) == UNICODE.encode()
-    assert codec.decode(codec.encode("😀")[:1]) == "\ufffd"
-    assert codec.vocab_size == 50257
-    assert [i for i in range(50304) if not codec.known(i)] == list(range(50257, 50304))
+def test_the_checkpoints_characters_come_before_the_data_folders(dataset):
+    folder = dataset(BAC)
+    tokens = of_run(meta=ABC)
+    assert tokens.codec.decode([0, 1, 2]) == "abé" and tokens.codec.encode("ab") == [0, 1]
+    assert tokens.prepared_again(str(folder))
 
 
-def encoded_in_pieces(texts):
-    codec = BPECodec()
-    pieces = list(bpe_pieces(texts))
-    return pieces, [i for piece in pieces for i in codec.encode_ordinary(piece).tolist()]
+@pytest.mark.parametrize("here", [ABC, ABC | {"vocab_size": 9}, {"vocab_size": 3}, {"vocab_size": 7}])
+def test_a_data_folder_with_the_same_characters_or_none_is_not_prepared_again(dataset, here):
+    folder = dataset(here)
+    tokens = of_run(meta=ABC)
+    assert tokens.codec.decode([0, 1, 2]) == "abé" and not tokens.prepared_again(str(folder))
 
 
-@needs_bpe
-@pytest.mark.parametrize("seed", range(40))
-def test_a_text_in_pieces_has_the_tokens_of_the_whole(monkeypatch, seed):
-    monkeypatch.setattr(data_pieces, "PIECE", 64)
-    rng = random.Random(seed)
-    # words and white space of every kind, none of them so long that a piece must end inside one
-    odd = ["\t", "\r\n", "\xa0", "\u3000", "\x1c", "\x85", "\u2028", "\v", "\u200b"]
-    spaces = [" ", " ", "\n", "\n\n", "   ", "\n  ", "  \n"]
-    words = [
-        "'s",
-        "'ll",
-        "don't",
-        "e\u0301",
-        "中文",
-        "😀",
-        "x²",
-        "१२",
-        "\ufeff",
-        "--",
-        "...",
-        "<|endoftext|>",
-    ]
-    letters = string.ascii_letters + "019'."
-    parts = []
-    for _ in range(2000):
-        parts.append(rng.choice(spaces + [rng.choice(odd), " " + rng.choice(odd)]) * rng.randint(1, 2))
-        parts.append(rng.choice([rng.choice(words), "".join(rng.choices(letters, k=rng.randint(1, 8)))]))
-    text = "".join(parts)
-    cuts = sorted(rng.randint(0, len(text)) for _ in range(50))
-    texts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=False)]
-    pieces, tokens = encoded_in_pieces(texts)
-    assert "".join(pieces) == text and len(pieces) > 50
-    assert tokens == tiktoken_gpt2().encode_ordinary(text)
+@pytest.mark.parametrize("content", [None, b"", b"no pickle", b"cos\nsystem\n(S'touch it_ran'\ntR."])
+def test_without_a_readable_meta_the_checkpoints_serves(dataset, content):
+    folder = dataset(None)
+    (folder / "train.bin").unlink()
+    if content is not None:
+        (folder / "meta.pkl").write_bytes(content)
+    tokens = of_run(meta=ABC)
+    assert tokens.codec.decode([2]) == "é" and not tokens.prepared_again(str(folder)) and not os.path.exists("it_ran")
 
 
-@needs_bpe
-@needs_shakespeare
-@pytest.mark.parametrize("size", [1000, 1 << 17])
-def test_tiny_shakespeare_in_pieces_has_the_tokens_of_the_whole(monkeypatch, size):
-    monkeypatch.setattr(data_pieces, "PIECE", size)
-    with open(SHAKESPEARE, encoding="utf-8") as f:
-        text = f.read()
-    pieces, tokens = encoded_in_pieces([text])
-    assert len(pieces) > 5 and tokens == tiktoken_gpt2().encode_ordinary(text)
+def test_a_dataset_prepared_again_in_gpt2s_tokens_is_known(dataset):
+    folder = dataset(None)
+    tokens = of_run(meta=ABC)
+    assert tokens.codec.decode([1]) == "b" and tokens.prepared_again(str(folder))
 
 
-@needs_bpe
-@pytest.mark.parametrize("text", [" " * 1_500_000 + "x", "中" * 1_000_000, "a b" + " " * 1_200_000 + "x"])
-def test_a_text_without_a_place_to_cut_is_cut_all_the_same(text):
-    pieces, tokens = encoded_in_pieces([text])  # tiktoken panics on a million blanks in one text
-    assert max(map(len, pieces)) < 1 << 19 and BPECodec().decode(tokens) == text
+def test_a_run_on_gpt2s_tokens_keeps_them_where_the_dataset_has_characters_now(dataset, shared):
+    folder = dataset(ABC)
+    tokens = of_run(50304, meta=None)
+    assert isinstance(tokens.codec, BPECodec) and tokens.prepared_again(str(folder))
+
+
+@pytest.mark.parametrize("kept", [{}, {"meta": {"vocab_size": 3}}])
+def test_where_the_checkpoint_has_no_characters_the_data_folders_serve(dataset, kept):
+    """nanoGPT's checkpoints have none; and a run may have been trained with vocab_size alone."""
+    folder = dataset(BAC)
+    tokens = of_run(**kept)
+    assert tokens.codec.decode([0, 1]) == "ba" and not tokens.prepared_again(str(folder))
+    assert tokens.codec.encode("ab") == [1, 0]
+
+
+def test_where_neither_has_characters_the_line_names_the_file(dataset):
+    folder = dataset({"vocab_size": 3})
+    with pytest.raises(UserError, match="no characters") as error:
+        of_run(meta={"vocab_size": 3}).codec  # noqa: B018
+    assert str(folder / "meta.pkl") in str(error.value)
+
+
+def test_a_checkpoint_of_nanogpts_without_its_dataset_has_gpt2s_tokens_if_it_may(dataset):
+    assert of_run(50304).are_gpt2s
+    with pytest.raises(UserError, match="out/ckpt.pt has no characters"):
+        of_run(65).codec  # noqa: B018
+
+
+# ----------------------------------------------------------------------------------------------
+# whether two are the same
+
+
+@pytest.fixture(scope="module")
+def own():
+    """The text of a tokenizer.json of 260 tokens, trained here."""
+    return train_tokenizer(["the cat sat on the mat, that cat\n" * 50], 260)
+
+
+def test_two_are_the_same_or_not_or_it_is_not_known(own):
+    gpt2s, mine, other = Tokens(), Tokens(ABC), Tokens(BAC)
+    trained, written = Tokens(tokenizer=own), Tokens(tokenizer=json.dumps(json.loads(own)))
+    assert gpt2s.same_as(Tokens()) and mine.same_as(Tokens(dict(ABC))) and trained.same_as(written)
+    for one, two in ((gpt2s, mine), (mine, other), (gpt2s, trained), (trained, mine)):
+        assert one.same_as(two) is two.same_as(one) is False
+    for known, size in ((gpt2s, 50257), (gpt2s, 50304), (mine, 3), (trained, 260)):
+        assert known.same_as(Tokens({"vocab_size": size})) is Tokens({"vocab_size": size}).same_as(known) is None
+        assert known.same_as(Tokens({"vocab_size": size + 1})) is False
+
+
+def test_what_a_checkpoint_keeps_says_the_same_again(own):
+    for tokens in (Tokens(), Tokens(ABC), Tokens({"vocab_size": 3}), Tokens(tokenizer=own)):
+        again = of_run(tokens.vocab_size, **tokens.kept())
+        assert again.kept() == tokens.kept() and again.known == tokens.known
+
+
+# ----------------------------------------------------------------------------------------------
+# of a GPT-2
+
+
+def test_a_gpt2s_tokens_are_those_of_its_tokenizer_json(own, tmp_path, shared):
+    assert Tokens.of_gpt2("gpt2", 50257).are_gpt2s and Tokens.of_gpt2(str(tmp_path), 50304).are_gpt2s
+    assert not Tokens.of_gpt2(str(tmp_path), 97).known
+    write_dataset(str(tmp_path / "chars"), [], [], 3, meta=ABC)
+    characters = Tokens.of_dataset(str(tmp_path / "chars"))
+    for tokens in (Tokens(tokenizer=own), characters, Tokens()):
+        (tmp_path / "tokenizer.json").write_text(tokenizer_of(tokens.codec), encoding="utf-8")
+        assert Tokens.of_gpt2(str(tmp_path), tokens.vocab_size).same_as(tokens)

@@ -229,12 +229,12 @@ def encode_rows(runs):
 
     from data.bins import open_bin
     from data.pieces import pieces_for
+    from data.codecs import BPECodec, TokenizerCodec
     from data.tokenizer import codec_of_tokenizer, train_tokenizer
-    from data.tokens import BPECodec, TokenizerCodec
-    from data.vocabulary import codec_of_dataset
+    from data.tokens import Tokens
 
     folder = os.path.join(ROOT, "data", "shakespeare_char")
-    text = codec_of_dataset(folder).decode(open_bin(os.path.join(folder, "train.bin")).tolist())
+    text = Tokens.of_dataset(folder).codec.decode(open_bin(os.path.join(folder, "train.bin"))[0].tolist())
     trained = train_tokenizer([text], 4096)
     unigram = Tokenizer(models.Unigram())
     unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()

@@ -16,19 +16,19 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import torch
 
 from configurator import configure
-from data.bins import check_ids, check_size, open_bin
-from data.folder import bin_path, bytes_per_token, check_described, read_facts, tokens_in
+from data.bins import check_ids
+from data.codecs import bytes_of_ids
+from data.dataset import Dataset
+from data.folder import bytes_per_token
 from data.pieces import pieces_for
+from data.pretrained import Pretrained
 from data.text import check_missing, encode_piece, text_chunks
-from data.tokens import bytes_of_ids
-from data.vocabulary import codec_of_folder, codec_of_run, has_codec, kept, kept_of_codec, same_tokens
 from model import GPT
-from nanogpt import checkpoint as ckpt
 from nanogpt import device as devices
-from nanogpt.distributed import Processes, pick_backend
-from nanogpt.errors import ROOT, UserError
+from nanogpt.distributed import Processes
+from nanogpt.errors import UserError
 from nanogpt.meter import Meter
-from tools.evaluation import chunks_of, evaluate, pick_batch_size
+from tools.evaluation import chunks_of, evaluate
 
 # ---- settings ----------------------------------------------------------------------------------------------------
 
@@ -51,24 +51,10 @@ device_type = devices.set_up(device, processes.local_world_size)
 torch.set_float32_matmul_precision("highest")  # no TF32: float32 here is for exact figures
 dtype = devices.pick_dtype(dtype, device)
 
-# ---- the model, and what its tokens stand for --------------------------------------------------------------------
-why_unknown = codec = tokens_of_run = None
-if init_from == "resume" or ckpt.has_run(init_from):
-    checkpoint, path, remarks = ckpt.load_model_file(out_dir if init_from == "resume" else init_from)
-    processes.say(*remarks)
-    model = GPT.from_checkpoint(checkpoint, path)
-    own_dataset = str(checkpoint["config"].get("dataset", ""))
-    try:
-        codec, remarks = codec_of_run(checkpoint, path, model.config.vocab_size)
-        processes.say(*remarks)
-    except UserError as error:
-        why_unknown = error
-        tokens_of_run = checkpoint if has_codec(checkpoint, path) else None
-elif init_from.startswith("gpt2") or os.path.isdir(init_from):
-    model = GPT.from_pretrained(init_from)
-    own_dataset, codec = "openwebtext", codec_of_folder(init_from, model.config.vocab_size)
-else:
-    raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a model's folder")
+# ---- the model ---------------------------------------------------------------------------------------------------
+trained = Pretrained.load(GPT, init_from, out_dir)
+processes.say(*trained.remarks)
+model = trained.model
 block_size, vocab_size = model.config.block_size, model.config.vocab_size
 if stride > block_size:
     raise UserError(f"--stride={stride}: must be at most the model's block_size, {block_size}")
@@ -89,7 +75,7 @@ def ids_of_file(path):
 def ids_of_split(path):
     """Yields the ids of the bin at `path`, part by part, each checked."""
     position = 0
-    for ids in chunks_of(lambda: open_bin(path), 1 << 20):
+    for ids in chunks_of(lambda: corpus.open(split), 1 << 20):
         check_ids(ids, vocab_size, path, position)
         position += len(ids)
         yield ids
@@ -97,36 +83,26 @@ def ids_of_split(path):
 
 of_file = {"tokens": 0, "bytes": 0}
 if file:
-    if codec is None:
-        raise why_unknown
+    facts, codec = None, trained.codec
     name, n_tokens, chunks = file, None, ids_of_file(file)
 else:
-    dataset = dataset or own_dataset
-    data_dir = os.path.join(ROOT, "data", dataset)
-    facts = read_facts(data_dir)
-    path = bin_path(data_dir, split, facts)
-    check_size(path, 1, dataset)
-    if facts:
-        check_described(path, split, facts)
-    meta, tokenizer = tokens_in(data_dir, facts)
-    theirs = kept(meta, tokenizer)
-    mine = kept_of_codec(codec) if codec else tokens_of_run
-    is_known = has_codec(theirs, data_dir)
-    if mine and is_known and not same_tokens(mine, theirs):
-        raise UserError(f"the tokens of {dataset} are not those of the model: they stand for other texts")
-    if meta and meta["vocab_size"] != vocab_size and not (mine and is_known):
-        raise UserError(f"{dataset} has {meta['vocab_size']} tokens and the model {vocab_size}: they differ")
-    if not is_known:
-        codec, why_unknown = None, why_unknown or f"{os.path.join(data_dir, 'meta.pkl')} has no characters"
-    name, n_tokens, chunks = split, len(open_bin(path)), ids_of_split(path)
+    corpus = Dataset(dataset or trained.dataset or "openwebtext", 1, [split])
+    if trained.tokens.same_as(corpus.tokens) is False:
+        raise UserError(f"the tokens of {corpus.name} are not those of the model: they stand for other texts")
+    why_unknown = "this tokenizer's normalizer may change a text, so an id does not tell its bytes"
+    try:
+        codec = corpus.tokens.codec
+    except UserError as error:
+        codec, why_unknown = None, error
+    facts, path = corpus.facts, corpus.bins[split]
+    name, n_tokens, chunks = split, len(corpus.open(split)), ids_of_split(path)
 bytes_of = codec and bytes_of_ids(codec, vocab_size)
-if bytes_of is None and not file and not facts:  # an id does not tell its bytes, and the whole's are not known either
-    unclear = "this tokenizer's normalizer may change a text, so an id does not tell its bytes"
-    processes.say(f"no bits per byte: {unclear if codec else why_unknown}")
+if bytes_of is None and not file and not facts:  # then the bytes of the whole are not known either
+    processes.say(f"no bits per byte: {why_unknown}")
 
 # ---- the loss ----------------------------------------------------------------------------------------------------
 
-processes.join(pick_backend("auto", device))
+processes.join("auto", device)
 model.to(device).eval()
 meter = Meter("evaluating, tokens", n_tokens - 1 if n_tokens else 0)
 
@@ -139,12 +115,11 @@ def show(done):
 
 with devices.autocast(device, dtype):
     totals = evaluate(
-        model, chunks, block_size, stride or block_size, batch_size or pick_batch_size(block_size, vocab_size),
-        bytes_of, device, processes, show,
-    )  # fmt: skip
+        model, chunks, block_size, stride or block_size, batch_size, bytes_of, device, processes, show
+    )
 if totals:
     if bytes_of is None and (file or facts):
         totals.bytes = totals.tokens * (of_file["bytes"] / of_file["tokens"] if file else bytes_per_token(facts, split))
     processes.say(totals.line(name))
-model = None
+model = trained = None
 processes.leave()

@@ -11,10 +11,9 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from configurator import configure
+from data.pretrained import Pretrained
 from data.tokenizer import tokenizer_of
-from data.vocabulary import codec_of_run
 from model import GPT
-from nanogpt import checkpoint as ckpt
 from nanogpt import gpt2
 from nanogpt.errors import UserError, advise_on_memory, command, require
 
@@ -29,11 +28,9 @@ if not to:
 if os.path.exists(to) and not (os.path.isdir(to) and not os.listdir(to)):
     raise UserError(f"--to={to} is there already, and is not an empty folder: give another, or move it away")
 
-checkpoint, path, remarks = ckpt.load_model_file(out_dir)
-model = GPT.from_checkpoint(checkpoint, path)
-codec, more_remarks = codec_of_run(checkpoint, path, model.config.vocab_size)
-for remark in remarks + more_remarks:
+trained = Pretrained.load(GPT, "resume", out_dir)
+for remark in trained.remarks:
     print(remark)
-gpt2.write_folder(to, model, codec, tokenizer_of(codec))
-print(f"wrote {to} from {path}")
+gpt2.write_folder(to, trained.model, trained.codec, tokenizer_of(trained.codec))
+print(f"wrote {to} from {trained.path}")
 print(f"to sample from it: {command('sample.py', f'--init_from={to}')}")

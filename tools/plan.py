@@ -20,8 +20,8 @@ import torch
 
 from configurator import configure, documented
 from data.bins import SPLITS, dtype_in
-from data.dataset import new_vocab_size
-from data.folder import bin_path, read_facts
+from data.folder import bin_path, dataset_folder, read_facts
+from data.tokens import Tokens
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import gpt2
@@ -69,7 +69,7 @@ if run.measure and (run.gpu or run.count > 1):
 GPT2_SIZES = {
     "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600),
 }  # fmt: skip
-data_dir = os.path.join(ROOT, "data", run.dataset)
+data_dir = dataset_folder(run.dataset)
 sizes = {name: namespace[name] for name in ("n_layer", "n_head", "n_embd", "bias", "block_size")}
 if resumes or has_run(run.init_from):
     sizes |= (saved if resumes else peek(run.init_from))["model_args"]
@@ -79,7 +79,7 @@ elif run.init_from in GPT2_SIZES:
 elif os.path.isdir(run.init_from):
     sizes |= gpt2.find(run.init_from)[0]
 else:
-    sizes["vocab_size"] = run.vocab_size or new_vocab_size(data_dir)
+    sizes["vocab_size"] = run.vocab_size or Tokens.of_dataset(data_dir).model_vocab_size
 sizes |= {"block_size": min(run.block_size, sizes["block_size"]), "dropout": run.dropout}
 config = GPTConfig(**sizes)
 config.check()
@@ -175,8 +175,8 @@ else:
     share = run.mfu or planning.usual_mfu(config.n_embd, device_type)
     seconds = planning.iteration_seconds(model, tokens_per_iter / run.count, peak, share, run.recompute)
     rule = "given" if run.mfu else "by rule for this width and kind of device"
-    of = f"{share:.0%} MFU ({rule}) of {peak / 1e12:.4g} TFLOPS ({source})"
-    print(f"\nan iteration: {seconds * 1000:,.1f} ms at {of}")
+    of_peak = f"{share:.0%} MFU ({rule}) of {peak / 1e12:.4g} TFLOPS ({source})"
+    print(f"\nan iteration: {seconds * 1000:,.1f} ms at {of_peak}")
 in_all = planning.run_seconds(seconds, run.max_iters, run.eval_interval, run.eval_iters / run.count, micro_steps)
 cost = f"; {in_all / 3600 * run.dollars_per_hour:,.2f} dollars" if run.dollars_per_hour else ""
 print(f"the run: {in_all / 3600:,.2f} hours, evaluations included, start-up and saves not{cost}")
