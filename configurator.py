@@ -150,7 +150,8 @@ class Settings:
 
         Returns a line for each setting that now differs from the saved one."""
         config_file.check_removed(saved | self.given)
-        differences = []
+        unknown = sorted(map(str, saved.keys() - {*self.names} - config_file.REMOVED.keys()))
+        differences = [f"the checkpoint has settings that are not known here: {', '.join(unknown)}"] if unknown else []
         for name in self.names:
             if name not in saved:
                 continue

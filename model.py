@@ -1,10 +1,8 @@
 """A GPT: the decoder-only transformer of GPT-2, its loss, its sampling and its FLOPs.
 
-Shapes are written beside the lines that make them: B sequences of T tokens, C = n_embd channels, nh heads of
-hs = C / nh channels, V = vocab_size.
-
-Source: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019) for the architecture and the
-initialisation. Names and shapes of the parameters are nanoGPT's: each program can load the other's checkpoints.
+Shapes: B sequences of T tokens, C = n_embd channels, nh heads of hs = C / nh channels, V = vocab_size.
+Source: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), architecture and initialisation.
+Names and shapes of the parameters are nanoGPT's: each program can load the other's checkpoints.
 """
 
 import dataclasses
@@ -16,7 +14,7 @@ from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from nanogpt import gpt2, mfu, optim
 from nanogpt.cpu_kernels import Dropout, attention
-from nanogpt.cross_entropy import logits_and_loss, product_dtype
+from nanogpt.cross_entropy import loss_in_chunks, mean_loss, product_dtype
 from nanogpt.errors import UserError
 from nanogpt.sampling import sample_token
 
@@ -35,8 +33,8 @@ class GPTConfig:
     def check(self):
         """Raises UserError if no model can have these values."""
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
         size = 12 * self.n_layer * self.n_embd**2 + (self.vocab_size + self.block_size) * self.n_embd
         if size > 1e13:
             raise UserError(f"n_layer {self.n_layer} and n_embd {self.n_embd} make {size:.0e} parameters: too many")
@@ -56,9 +54,8 @@ class GPTConfig:
 
 
 class CausalSelfAttention(nn.Module):
-    def __init__(self, config, layer=0):
+    def __init__(self, config):
         super().__init__()
-        self.layer = layer  # its number, from 0: where its keys and values are in a cache
         self.n_head = config.n_head
         self.dropout = config.dropout
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v of all heads
@@ -66,14 +63,17 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = Dropout(config.dropout)
 
     def forward(self, x, cache=None, last_only=False):
-        """x (B, T, C) to (B, T, C), or with `last_only` to the last position (B, 1, C)."""
+        """x (B, T, C) to (B, T, C), or with `last_only` to (B, 1, C). cache: this layer's, of KVCache.extend()."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         if last_only:
             q = q[:, :, -1:]
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (B, nh, tokens so far, hs)
+            cached_k, cached_v = cache  # (B, nh, tokens so far, hs), where these T are the last
+            cached_k[:, :, -T:], cached_v[:, :, -T:] = k, v
+            if T == 1:  # a prompt, of more tokens, attends to itself alone, in its own dtype
+                k, v = cached_k, cached_v
         y = attention(q, k, v, self.dropout if self.training else 0.0)  # causal
         y = y.transpose(1, 2).flatten(2)  # (B, T, C), heads side by side
         return self.resid_dropout(self.c_proj(y))
@@ -92,10 +92,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config, layer=0):
+    def __init__(self, config):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.attn = CausalSelfAttention(config, layer)
+        self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
@@ -111,47 +111,20 @@ class Block(nn.Module):
         return x
 
 
-class KVCache:
-    """Keys and values of the tokens so far, so that only the new token passes through the model.
-
-    On a CPU the cache is float32: there scaled_dot_product_attention is nine times slower with one bfloat16 query.
-    """
-
-    def __init__(self, config, batch, device, dtype=torch.float32):
-        self.length = 0  # tokens so far
-        size = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        dtype = torch.float32 if torch.device(device).type == "cpu" else dtype
-        self.layers = [[torch.empty(size, dtype=dtype, device=device) for _ in range(2)] for _ in range(config.n_layer)]
-
-    def append(self, layer, k, v):
-        """Adds k, v (B, nh, T, hs) of the next T tokens in layer number `layer`; returns what they attend to.
-
-        The caller moves `length` once all layers have theirs."""
-        stop = self.length + k.size(2)
-        for buffer, new in zip(self.layers[layer], (k, v), strict=True):
-            buffer[:, :, self.length : stop] = new
-        if k.size(2) > 1:  # a prompt, into an empty cache: it attends to itself, in its own dtype
-            return k, v
-        return [buffer[:, :, :stop] for buffer in self.layers[layer]]
-
-
 class GPT(nn.Module):
     def __init__(self, config):
-        """Draws the weights in the same order as nanoGPT, so that the same seed gives the same weights.
-
-        Raises UserError if no model can have the values in `config`.
-        """
+        """Draws the weights in nanoGPT's order: the same seed gives the same ones. UserError as in config.check()."""
         super().__init__()
         config.check()
         self.config = config
         self.recompute = False  # activation checkpointing; not in the config, since it changes no number
-        self.loss_only = False  # with targets, return None for the logits: they need not all be in memory
+        self.loss_only = False  # with targets forward() returns no logits, and saves their memory
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.block_size, config.n_embd),
                 "drop": Dropout(config.dropout),
-                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
                 "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
             }
         )
@@ -167,35 +140,42 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight"):  # the residual stream adds 2 * n_layer of these outputs
                 nn.init.normal_(parameter, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
 
-    def forward(self, idx, targets=None, cache=None):
-        """(logits, loss) for token ids `idx` (B, T), T <= block_size.
+    def hidden(self, idx, cache=None, last_only=False):
+        """The hidden states (B, T, C) after ln_f of token ids `idx` (B, T); with `last_only` the last one, (B, 1, C).
 
-        With `targets` (B, T): logits (B, T, V) and the mean cross-entropy in nats; positions whose target is -1 do not
-        count. With self.loss_only, and in training with a vocabulary of 8192 or more, the logits are None, and such a
-        vocabulary's are never all in memory.
-        Without: logits (B, 1, V) of the last position only, and None for the loss. With a `cache` (KVCache), `idx`
-        continues the cached tokens: many tokens into an empty cache, or one.
+        With a `cache` (KVCache), `idx` continues the cached tokens: many tokens into an empty cache, or one.
+        Raises ValueError where that makes more than block_size tokens.
         """
+        T = idx.size(1)
         start = cache.length if cache is not None else 0
-        stop = start + idx.size(1)
-        if stop > self.config.block_size:
-            raise ValueError(f"{stop} tokens are more than block_size = {self.config.block_size}")
-        x = self.transformer.wte(idx) + self.transformer.wpe.weight[start:stop]  # (B, T, C)
-        x = self.transformer.drop(x)
-        for block in self.transformer.h:
-            if targets is None and block is self.transformer.h[-1]:
-                x = block.last_position(x, cache)
+        if start + T > self.config.block_size:
+            raise ValueError(f"{start + T} tokens are more than block_size = {self.config.block_size}")
+        embedded = self.transformer.wte(idx) + self.transformer.wpe.weight[start : start + T]
+        x = self.transformer.drop(embedded)  # (B, T, C)
+        layer_caches = cache.extend(T) if cache is not None else [None] * self.config.n_layer
+        for block, layer_cache in zip(self.transformer.h, layer_caches, strict=True):
+            if last_only and block is self.transformer.h[-1]:
+                x = block.last_position(x, layer_cache)
             elif self.recompute and self.training:
-                x = recompute_in_backward(block, x, use_reentrant=False)
+                x = recompute_in_backward(block, x, layer_cache, use_reentrant=False)
             else:
-                x = block(x, cache)
-        x = self.transformer.ln_f(x)
-        if cache is not None:
-            cache.length = stop
+                x = block(x, layer_cache)
+        return self.transformer.ln_f(x)
+
+    def forward(self, idx, targets=None, cache=None):
+        """(logits, loss) for token ids `idx` (B, T), T <= block_size; `cache` as in hidden().
+
+        With `targets` (B, T): logits (B, T, V), or None if self.loss_only is set, and the mean cross-entropy in nats of
+        the positions whose target is not -1. With loss_only a large vocabulary's logits are never all in memory.
+        Without: logits (B, 1, V) of the last position only, and None for the loss.
+        """
         if targets is None:
-            return self.lm_head(x), None
-        logits, loss = logits_and_loss(x, self.lm_head, targets, keep_logits=not (self.loss_only or self.training))
-        return None if self.loss_only else logits, loss
+            return self.lm_head(self.hidden(idx, cache, last_only=True)), None
+        x = self.hidden(idx, cache)
+        if self.loss_only:
+            return None, loss_in_chunks(x, self.lm_head, targets)
+        logits = self.lm_head(x)
+        return logits, mean_loss(logits, targets)
 
     @classmethod
     def from_pretrained(cls, name_or_path, override_args=None):
@@ -204,24 +184,19 @@ class GPT(nn.Module):
         `override_args` may hold {"dropout": p}. Raises UserError where the files are missing, damaged or no GPT-2's.
         """
         config, path = gpt2.find(name_or_path)
-        return gpt2.load_weights(lambda: cls(GPTConfig(**config, **(override_args or {}))), config, path)
+        return gpt2.load_weights(cls, GPTConfig(**config, **(override_args or {})), path)
 
     @classmethod
     def from_checkpoint(cls, checkpoint, path, dropout=0.0):
         """The GPT in `checkpoint`, a dict read from `path`; UserError where its weights do not fit its model_args."""
+        masks = (".attn.bias", ".attn.masked_bias")  # causal masks, which nanoGPT saves under torch 1
+        weights = {name: tensor for name, tensor in checkpoint["model"].items() if not name.endswith(masks)}
         try:
-            config = GPTConfig(**{**checkpoint["model_args"], "dropout": dropout})
-            masks = (".attn.bias", ".attn.masked_bias")  # causal masks, which nanoGPT saves under torch 1
-            weights = {name: tensor for name, tensor in checkpoint["model"].items() if not name.endswith(masks)}
-            sizes = {"wte": (config.vocab_size, config.n_embd), "wpe": (config.block_size, config.n_embd)}
-            for name, size in sizes.items():  # before a model of that size is made
-                if weights[f"transformer.{name}.weight"].shape != size:
-                    raise UserError(f"{name} is {tuple(weights[f'transformer.{name}.weight'].shape)}, not {size}")
-            if sum(name.endswith(".ln_1.weight") for name in weights) != config.n_layer:
-                raise UserError(f"they are not of n_layer = {config.n_layer}")
+            config = GPTConfig(**checkpoint["model_args"] | {"dropout": dropout})
+            gpt2.check_sizes(config, {name.removeprefix("transformer."): w.shape for name, w in weights.items()})
             model = cls(config)
             model.load_state_dict(weights)
-        except (RuntimeError, TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             detail = " ".join(str(error).split())
             raise UserError(f"{path}: its weights do not fit its model_args: {detail[:300]}") from None
         return model
@@ -230,8 +205,6 @@ class GPT(nn.Module):
         """Shortens the context to `block_size` tokens: drops the position embeddings beyond it."""
         if block_size > self.config.block_size:
             raise UserError(f"block_size can be cropped to at most {self.config.block_size}, not to {block_size}")
-        if block_size == self.config.block_size:
-            return
         self.config.block_size = block_size
         self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
 
@@ -240,10 +213,7 @@ class GPT(nn.Module):
         return optim.make_optimizer(self, weight_decay, learning_rate, betas, device_type, optimizer)
 
     def get_num_params(self, non_embedding=True):
-        """How many parameters there are, by default without the position embeddings.
-
-        The token embeddings count: they are the head's weights too.
-        """
+        """How many parameters there are; the token embeddings count, because they are the head's weights too."""
         count = sum(p.numel() for p in self.parameters())
         return count - self.transformer.wpe.weight.numel() if non_embedding else count
 
@@ -270,8 +240,7 @@ class GPT(nn.Module):
     ):  # fmt: skip
         """Yields `max_new_tokens` times the next token (B, 1) of each row of `idx` (B, T).
 
-        temperature, top_k, top_p, and generators, one for each row or None: see nanogpt/sampling.py. allowed (V,) bool:
-        tokens that may be drawn.
+        temperature, top_k, top_p, generators: see nanogpt/sampling.py. allowed (V,) bool: tokens that may be drawn.
 
         While the text fits in block_size, a cache holds the keys and values of all tokens but the last. After that the
         window moves, and with it the position of every token, so exact text (window_step 1) computes the whole window
@@ -282,15 +251,34 @@ class GPT(nn.Module):
         cache = KVCache(self.config, len(idx), idx.device, product_dtype(self.transformer.wte.weight))
         new = idx[:, -size:]
         for _ in range(max_new_tokens):
-            if cache.length + new.size(1) > size:  # the window moves: compute it again
-                cache.length, new = 0, idx[:, -max(1, size - window_step + 1) :]
             new = new.clone(memory_format=torch.contiguous_format)  # torch.compile specialises on strides
-            full = new.size(1) == size  # a cache of a full window has no room for another token: fill none
-            logits = self(new, cache=None if full else cache)[0][:, -1].float()  # (B, V)
-            if full:
-                cache.length = size
+            fills_window = new.size(1) == size  # then a cache would have no room for another token: leave it empty
+            logits = self(new, cache=None if fills_window else cache)[0][:, -1].float()  # (B, V)
             if allowed is not None:
                 logits = logits.masked_fill(~allowed, -math.inf)
             new = sample_token(logits, temperature, top_k, top_p, generators)
             idx = torch.cat([idx, new], dim=1)
             yield new
+            if fills_window or cache.length == size:  # the window moves: compute it again
+                cache.length, new = 0, idx[:, -max(1, size - window_step + 1) :]
+
+
+class KVCache:
+    """Keys and values of the tokens so far, so that only the new token passes through the model.
+
+    On a CPU the cache is float32: there scaled_dot_product_attention is nine times slower with one bfloat16 query.
+    """
+
+    def __init__(self, config, batch, device, dtype=torch.float32):
+        self.length = 0  # tokens so far
+        size = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        dtype = torch.float32 if torch.device(device).type == "cpu" else dtype
+        self.layers = [[torch.empty(size, dtype=dtype, device=device) for _ in range(2)] for _ in range(config.n_layer)]
+
+    def extend(self, T):
+        """Makes room for T more tokens: one, or a prompt into the empty cache.
+
+        Returns [keys, values] of each layer, (B, nh, tokens so far, hs). The layer fills in the last T.
+        """
+        self.length += T
+        return [[buffer[:, :, : self.length] for buffer in layer] for layer in self.layers]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from configurator import configure
-from data.bins import check_ids, open_bin
+from data.bins import check_ids, to_device
 from data.dataset import Dataset
 from data.order import Windows
 from data.pretrained import Pretrained
@@ -20,15 +20,16 @@ from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
 from nanogpt.bits_per_byte import bits_per_byte
-from nanogpt.distributed import Processes, pick_backend, share_evenly
+from nanogpt.distributed import Processes, share_evenly
+from nanogpt.errors import UserError
 from nanogpt.guard import StepGuard, clip_gradients
-from nanogpt.mfu import RunningMFU
+from nanogpt.mfu import Clock, RunningMFU
 from nanogpt.optim import restore_optimizer, schedule_remark
 from nanogpt.progress import Progress
 from nanogpt.run_folder import RunFolder, generator_states
-from nanogpt.short_sample import ShortSamples
+from nanogpt.sampling import ShortSamples
 
-# ---- settings: the defaults train a GPT-2 (124M) on OpenWebText ----------------------------------------------------
+# ---- settings: the defaults train a GPT-2 (124M) on OpenWebText ----------------------
 # output: where, and how often
 out_dir = "out"  # checkpoints and the log go here
 eval_interval = 2000  # iterations from one evaluation to the next
@@ -36,11 +37,11 @@ log_interval = 1  # iterations from one printed line to the next
 eval_iters = 200  # batches of each split in an evaluation
 eval_only = False  # evaluate once, print, and end; nothing is written
 always_save_checkpoint = True  # save ckpt.pt at every evaluation, not only at the best so far
-save_interval = 0  # iterations from one last.pt to the next; 0: save it at an evaluation that writes no ckpt.pt
+save_interval = 0  # iterations from one last.pt to the next; 0: eval_interval
 patience = 0  # end after this many evaluations in a row without a better val loss; 0: never
 max_seconds = 0.0  # end, evaluated and saved, after this time over all resumes; 0: never
-sample_interval = 0  # iterations from one short sample to the next, each after an evaluation; 0: none
-init_from = "scratch"  # scratch, resume, auto (resume if out_dir has a run, else scratch), gpt2*, or a model's folder
+sample_interval = 0  # iterations from one short sample, after an evaluation, to the next; 0: none
+init_from = "scratch"  # scratch, resume, auto (resume, else scratch), a gpt2 name, or a model's folder
 # loggers, in addition to the printed lines and log.csv
 tensorboard_log = False  # log to TensorBoard too, in out_dir/tensorboard
 wandb_log = False  # log to Weights & Biases too
@@ -48,7 +49,7 @@ wandb_project = "owt"  # W&B project
 wandb_run_name = "gpt2"  # W&B run name
 # data
 dataset = "openwebtext"  # the folder under data/
-order = "random"  # of the training windows: random, with repeats, or epoch, each window once a pass over the tokens
+order = "random"  # of the training windows: random, with repeats, or epoch, each once a pass
 gradient_accumulation_steps = 5 * 8  # micro-batches per iteration, over all processes
 batch_size = 12  # sequences in a micro-batch
 block_size = 1024  # tokens in a sequence: the context's length
@@ -58,7 +59,7 @@ n_head = 12  # attention heads per block
 n_embd = 768  # channels
 dropout = 0.0  # for pretraining 0 is good, for small data and finetuning 0.1 and more
 bias = False  # biases in Linear and LayerNorm
-recompute = False  # activation checkpointing: compute each block again in the backward pass; less memory, more time
+recompute = False  # activation checkpointing: less memory, more time
 # optimizer
 optimizer = "adamw"  # adamw, or muon for the blocks' matrices and adamw for the rest
 learning_rate = 6e-4  # peak learning rate
@@ -67,8 +68,8 @@ weight_decay = 1e-1  # on matrices and embeddings
 beta1 = 0.9  # AdamW's beta1, and Muon's momentum
 beta2 = 0.95  # AdamW's beta2
 grad_clip = 1.0  # clip the gradient at this norm; 0: do not clip
-max_nonfinite = 10  # stop after this many iterations in a row with a loss or gradient that is not finite
-spike_sigma = 0.0  # skip a step whose loss or gradient norm is this many deviations above the mean, such as 6; 0: never
+max_nonfinite = 10  # stop after this many iterations in a row whose gradients are not finite
+spike_sigma = 0.0  # skip steps whose loss or norm is this many deviations above the mean; 0: never
 # learning rate schedule
 decay_lr = True  # cosine decay after the warm-up; False: constant
 warmup_iters = 2000  # iterations of linear warm-up
@@ -76,35 +77,34 @@ lr_decay_iters = 600000  # iteration at which the decay ends; should be about ma
 min_lr = 6e-5  # learning rate after the decay; should be about learning_rate / 10
 # the machine
 backend = "auto"  # collectives under torchrun: nccl on CUDA, else gloo
-sharding = "ddp"  # ddp: each process has the whole model; fsdp: only its share of weights, gradients and moments
+sharding = "ddp"  # ddp: each process has the whole model; fsdp: a share of weights and moments
 device = "auto"  # cuda, cuda:N, mps or cpu; auto: the first of these that there is
-dtype = "auto"  # float32, bfloat16 or float16 (which scales the loss); auto: bfloat16 where it is fast
+dtype = "auto"  # float32, bfloat16, or float16 with a loss scale; auto: bfloat16 where it is fast
 compile = "auto"  # torch.compile the model; auto: only on CUDA
-attention = "auto"  # its kernel on a GPU: auto (torch chooses), flash, efficient or math; on a CPU: auto or math
-deterministic = False  # deterministic algorithms only, so that a GPU computes the same digits each time; slower
+attention = "auto"  # its kernel: auto, flash, efficient or math; on a CPU auto or math
+deterministic = False  # deterministic algorithms only: the same digits each time on a GPU; slower
 peak_flops = 0.0  # the device's peak FLOPS, for MFU; 0: look it up or measure it
 seed = 1337  # of all random generators; process r takes seed + r
 
 settings = configure(globals())
 
-# ---- this process, its device, and the other processes -------------------------------------------------------------
+# ---- this process, its device, and the other processes -------------------------------
 processes = Processes()
 rank, world_size = processes.rank, processes.world_size
 say = processes.say  # prints lines on rank 0, and leaves out a None
 device = processes.own_device(devices.pick_device(device))
-backend = pick_backend(backend, device, world_size)
 device_type = devices.set_up(device, processes.local_world_size)
-processes.join(backend)
+backend = processes.join(backend, device)
 
-# ---- what to start from, and whether the settings fit together -----------------------------------------------------
+# ---- what to start from, and whether the settings fit together -----------------------
 folder = RunFolder(out_dir, processes, read_only=eval_only)
 init_from = folder.resolve(init_from)  # scratch, resume, a GPT-2, or the folder of a model
 saved, saved_settings, remarks = folder.load(device_type) if init_from == "resume" else ({}, {}, [])
 remarks += settings.adopt(saved_settings)  # what was given on this command line comes first
-settings.at_least(1, "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
-settings.at_least(1, "max_nonfinite")
-settings.at_least(0, "max_iters warmup_iters save_interval seed learning_rate min_lr weight_decay grad_clip")
-settings.at_least(0, "peak_flops lr_decay_iters patience max_seconds sample_interval spike_sigma")
+settings.at_least(1, "eval_interval log_interval eval_iters batch_size block_size max_nonfinite")
+settings.at_least(1, "gradient_accumulation_steps")
+settings.at_least(0, "max_iters warmup_iters lr_decay_iters learning_rate min_lr weight_decay")
+settings.at_least(0, "grad_clip spike_sigma seed save_interval sample_interval patience max_seconds peak_flops")
 settings.at_least(0, "beta1 beta2 dropout", below=1)
 settings.one_of(optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"), order=("random", "epoch"))
 micro_steps = share_evenly(gradient_accumulation_steps, world_size)
@@ -118,7 +118,7 @@ corpus = Dataset(dataset, block_size)  # its bins, and what the ids in them stan
 run_log.check_loggers(folder, tensorboard_log, wandb_log)
 torch.manual_seed(seed + rank)
 
-# ---- the model -----------------------------------------------------------------------------------------------------
+# ---- the model -----------------------------------------------------------------------
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
 say(corpus.found_line)
@@ -147,9 +147,9 @@ if (ended := progress.nothing_left(iter_num)) and not eval_only:
     processes.leave()
     raise SystemExit
 
-# ---- data ----------------------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------
 vocab_size = model.config.vocab_size
-fingerprints = corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
+corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
 samples = ShortSamples(sample_interval, corpus.tokens, vocab_size, seed, device)
 text_bytes = corpus.text_bytes(vocab_size, device)
 # windows alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
@@ -159,30 +159,35 @@ windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size
 
 def get_batch(split, evaluation=False):
     """(x, y), each (B, T) int64 on the device: windows of the split's tokens, and the token after each token."""
-    tokens = open_bin(corpus.bins[split])  # a new memory map each time: one that is held keeps every page it has read
-    start = windows.starts(len(tokens), evaluation)
-    window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
-    check_ids(window, vocab_size, corpus.bins[split], start)
-    ids = devices.to_device(torch.from_numpy(window), device)
+    try:
+        tokens = corpus.open(split)  # a new memory map each time: one that is held keeps every page it has read
+        start = windows.starts(len(tokens), evaluation)
+        window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
+        check_ids(window, vocab_size, corpus.bins[split], start)
+    except (OSError, UserError):  # the data is gone, or has changed
+        if point and world_size == 1:
+            save("last.pt", point)
+        raise
+    ids = to_device(torch.from_numpy(window), device)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
-# ---- the model on its device, its optimizer, and the run's folder --------------------------------------------------
+# ---- the model on its device, its optimizer, and the run's folder --------------------
 model.to(device)
 processes.shard(model, sharding, device_type)  # with fsdp each process keeps a share of the weights
 optim = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, optimizer)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
-skips_on_device = optimizer == "adamw" and sharding == "ddp"
-guard = StepGuard(saved, processes, scaler, device, skips_on_device, spike_sigma, max_nonfinite, out_dir)
+guard = StepGuard(saved, processes, scaler, device, optimizer, sharding, spike_sigma, max_nonfinite, out_dir)
 restore_optimizer(optim, scaler, saved, folder.loaded_path)
-running_mfu = RunningMFU(model, peak_flops, device, dtype, processes, first_iter=iter_num)
+running_mfu = RunningMFU(peak_flops, device, dtype, processes, first_iter=iter_num)
 say(run_log.start_line(processes, device, dtype, compile, optimizer, sharding, running_mfu))
-decays = decay_lr and not eval_only
-say(schedule_remark(decays, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
+if decay_lr and not eval_only:
+    say(schedule_remark(learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
-mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_params() * batch_size * block_size)
+flops_scale = model.get_num_params() * batch_size * block_size
 # model: the plain weights; eval_model: compiled, where that is on; train_model: that in DDP, where there are several
+mode = devices.compile_mode(device_type, world_size, micro_steps, flops_scale)
 eval_model = torch.compile(model, mode=mode) if compile else model
 train_model = processes.wrap_ddp(eval_model, sharding, device)
 folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older run's files into a dated folder
@@ -192,7 +197,7 @@ log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb_log, wa
 saved = initial = None  # frees the checkpoint, which is as large as the model and its optimizer
 
 
-# ---- what the loop calls -------------------------------------------------------------------------------------------
+# ---- what the loop calls -------------------------------------------------------------
 def get_lr(it):
     """The learning rate of iteration `it`: a linear warm-up, then a cosine down to min_lr."""
     if not decay_lr:
@@ -245,16 +250,17 @@ def save(name, point):
         say(f"saving checkpoint to {out_dir}")
     machine = {"device_type": device_type, "dtype": dtype, "compile": compile}
     folder.save(
-        name, model, optim, scaler, point, machine, iter_num=iter_num, config=config, data=fingerprints,
+        name, model, optim, scaler, point, machine, config=config, data=corpus.fingerprints, iter_num=iter_num,
         wandb_id=log.wandb_id, **corpus.tokens.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
     )  # fmt: skip
 
 
-# ---- the training loop ---------------------------------------------------------------------------------------------
+# ---- the training loop ---------------------------------------------------------------
 processes.listen()  # from here on SIGTERM, SIGINT and SIGHUP stop the run between two micro-steps
+point = None  # what a resume needs from the start of this iteration
 x, y = batch if batch and order == "random" else get_batch("train")  # (B, T)
 losses = {}  # of the last evaluation
-clock = devices.Clock(device)
+clock = Clock(device)
 saved_at = iter_num  # what a resume has read need not be saved again, and a new run has nothing worth saving yet
 
 if eval_only and (losses := estimate_loss()):
@@ -316,13 +322,13 @@ while not eval_only:
     if logged:
         dt = clock.seconds()
         lossf = loss.item() * micro_steps  # rank 0's last micro-batch
-        shown_mfu = running_mfu.update(iter_num, tokens_per_iter / world_size, dt)
+        shown_mfu = running_mfu.update(iter_num, model, batch_size * micro_steps, dt)
         say(f"iter {iter_num}: loss {lossf:.4f}, time {dt * 1000:.2f}ms, mfu {shown_mfu}")
         log.write(iter=iter_num, kind="train", train_loss=lossf, tokens_seen=progress.tokens_seen, lr=lr, ms=dt * 1000,
                   grad_norm=grad_norm.item(), tokens_per_s=tokens_per_iter / dt, mfu=running_mfu.value)  # fmt: skip
     iter_num += 1
 
-# ---- the run has finished, or was asked to stop --------------------------------------------------------------------
+# ---- the run has finished, or was asked to stop --------------------------------------
 if not eval_only:
     save("last.pt", point)
     say(guard.summary(), *run_log.last_lines(out_dir, progress, iter_num, device))

@@ -109,18 +109,10 @@ class CPUAttention(torch.autograd.Function):
             datt = torch.bmm(dy, v[:, :stop].mT)
             if ctx.p > 0:
                 datt.mul_(keep)
-            datt = softmax_backward(datt, att)
+            datt = torch._softmax_backward_data(datt, att, -1, att.dtype)  # private, and one pass over both
             dq[:, start:stop].baddbmm_(datt, k[:, :stop], beta=0, alpha=scale)
             dk[:, :stop].baddbmm_(datt.mT, q[:, start:stop], alpha=scale)
         return dq, dk, dv, None
-
-
-def softmax_backward(grad, output):
-    """The gradient before a softmax over the last dimension, of whose `output` the gradient is `grad`."""
-    if hasattr(torch, "_softmax_backward_data"):  # private, and one pass over both
-        return torch._softmax_backward_data(grad, output, -1, output.dtype)
-    grad, weights = grad.float(), output.float()
-    return (weights * (grad - (weights * grad).sum(-1, keepdim=True))).to(output.dtype)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -143,11 +135,7 @@ class PackedLinear(nn.Module):
 
 
 def pack_linear_layers(model):
-    """Replaces every nn.Linear in `model`, for good: it can then sample, but neither train nor be saved.
-
-    A torch without oneDNN's operators, which are private, leaves `model` as it is."""
-    if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
-        return
+    """Replaces every nn.Linear in `model`, for good: it can then sample, but neither train nor be saved."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):

@@ -13,30 +13,32 @@ LOSS_ROWS = 2048
 CPU_SOFTMAX_ROWS = 32
 
 
-def logits_and_loss(x, lm_head, targets, keep_logits):
-    """(logits (B, T, V) or None, mean cross-entropy in nats) of x (B, T, C) for `targets` (B, T); -1 does not count.
+def mean_loss(logits, targets):
+    """The mean cross-entropy in nats of logits (B, T, V) for `targets` (B, T); -1 does not count."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
 
-    Without `keep_logits` a large vocabulary's logits are computed in chunks, and not returned.
-    """
-    rows, targets = x.flatten(0, 1), targets.flatten()
+
+def loss_in_chunks(x, lm_head, targets):
+    """mean_loss(lm_head(x), targets) of x (B, T, C). A large vocabulary's logits are computed in chunks."""
     if lm_head.out_features < LARGE_VOCABULARY:
-        logits = lm_head(x)
-        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=-1)
-    if keep_logits:
-        logits = lm_head(x)
-        total = summed_loss(logits.flatten(0, 1), targets)
-    elif torch.is_grad_enabled():
-        return None, ChunkedCrossEntropy.apply(rows, lm_head.weight, targets, product_dtype(x))
-    else:
-        logits, chunks = None, zip(rows.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
-        total = sum(summed_loss(lm_head(chunk), target) for chunk, target in chunks)
-    return logits, total / (targets != -1).sum()
+        return mean_loss(lm_head(x), targets)
+    if torch.is_grad_enabled():
+        return ChunkedCrossEntropy.apply(x.flatten(0, 1), lm_head.weight, targets.flatten(), product_dtype(x))
+    return token_losses(x, lm_head, targets).sum() / (targets != -1).sum()
 
 
-def summed_loss(logits, targets):
-    """The sum of the cross-entropies of logits (N, V) for targets (N,); only a few rows are float32 at once."""
-    chunks = zip(logits.split(softmax_rows(logits)), targets.split(softmax_rows(logits)), strict=True)
-    return sum(F.cross_entropy(rows.float(), target, ignore_index=-1, reduction="sum") for rows, target in chunks)
+def token_losses(x, lm_head, targets):
+    """The cross-entropy in nats of each of `targets` (B, T), float32, for x (B, T, C); 0 for a target of -1.
+
+    The logits are computed in chunks. That saves memory only under torch.no_grad().
+    """
+    losses = []
+    for rows, row_targets in zip(x.flatten(0, 1).split(LOSS_ROWS), targets.flatten().split(LOSS_ROWS), strict=True):
+        logits = lm_head(rows)
+        size = softmax_rows(logits)  # only so many rows are float32 at once
+        for part, target in zip(logits.split(size), row_targets.split(size), strict=True):
+            losses.append(F.cross_entropy(part.float(), target, ignore_index=-1, reduction="none"))
+    return torch.cat(losses).view_as(targets)
 
 
 def product_dtype(x):

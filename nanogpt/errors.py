@@ -9,6 +9,7 @@ import atexit
 import importlib
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project: config/ and data/ are in it
 
+_held = []  # what when_the_script_ends() was given
 memory_advice = "try a smaller --batch_size or --block_size, or a smaller model"
 
 # not every version of torch has a class for the errors of several processes: their words tell them
@@ -96,6 +98,16 @@ def machine_failure(error):
     return None
 
 
+def when_the_script_ends(give_back):
+    """Has give_back() called when the script ends, in whatever way, in a notebook, whose process lives on."""
+    _held.append(give_back)
+
+
+def _end_script():
+    while _held:
+        _held.pop()()
+
+
 def drop_output():
     """Sends everything printed from now on, and what is still buffered, to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -124,6 +136,9 @@ def install():
             stream.reconfigure(errors="backslashreplace")
     sys.excepthook = report
     atexit.register(_flush_output)
+    _end_script()  # the one before, in the same cell of a notebook
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+        shell.events.register("post_execute", _end_script)
 
 
 def _flush_output():
@@ -138,15 +153,25 @@ def _flush_output():
         os._exit(1)
 
 
+def _is_unread(stream):
+    """Whether the stream leads to a pipe that nobody reads any more."""
+    poll = select.poll() if hasattr(select, "poll") else None  # Windows has none, and no BrokenPipeError
+    if not poll:
+        return False
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 def report(kind, error, trace):
     """sys.excepthook: prints one line for what is not a bug, and exits."""
+    unread = _is_unread(sys.stdout)
     try:
         sys.stdout.flush()
     except OSError:
         drop_output()
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
-    if issubclass(kind, BrokenPipeError):  # `| head` has read enough: this is no error
+    if issubclass(kind, BrokenPipeError) and unread:  # `| head` has read enough: this is no error
         drop_output()
         sys.exit(0)
     message = str(error) if issubclass(kind, UserError) else machine_failure(error)

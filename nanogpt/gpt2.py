@@ -97,39 +97,34 @@ class WithoutInit(TorchFunctionMode):
 
 
 def load_weights(make_model, config, path):
-    """make_model() for `config`, with the weights in the safetensors file at `path`; UserError where they do not fit.
+    """make_model(config), a GPT, with the weights in the safetensors file at `path`; UserError where they do not fit.
 
     The file is memory-mapped and copied once, to float32: peak memory is the model and one tensor.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
 
     try:
-        stored = _check_shapes(config, path)
+        with safe_open(path, framework="pt") as file:
+            stored = {name.removeprefix("transformer."): name for name in file.keys()}
+            check_sizes(config, {name: file.get_slice(there).get_shape() for name, there in stored.items()})
         with WithoutInit():
-            model = make_model()
+            model = make_model(config)
         _copy_weights(model, stored, path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} cannot be loaded: {error}") from None
     return model
 
 
-def _check_shapes(config, path):
-    """{name without "transformer.": name in the file}; ValueError where the sizes are not `config`'s.
+def check_sizes(config, shapes):
+    """ValueError unless weights of these `shapes`, {name without "transformer.": shape}, have the sizes in `config`.
 
-    This comes before a model of that size is made."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        stored = {name.removeprefix("transformer."): name for name in file.keys()}
-        shapes = {name: file.get_slice(there).get_shape() for name, there in stored.items()}
-    sizes = {"wte.weight": config["vocab_size"], "wpe.weight": config["block_size"]}
-    for name, rows in sizes.items():
-        size = [rows, config["n_embd"]]
-        if shapes.get(name) != size:
+    Call it before a model of these sizes is made. It serves checkpoints too."""
+    for name, rows in {"wte.weight": config.vocab_size, "wpe.weight": config.block_size}.items():
+        size = [rows, config.n_embd]
+        if name not in shapes or list(shapes[name]) != size:
             raise ValueError(f"{name} should be {size}, and is {shapes.get(name, 'missing')}")
-    if sum(name.endswith(".ln_1.weight") for name in stored) != config["n_layer"]:
-        raise ValueError(f"it is not of n_layer = {config['n_layer']}")
-    return stored
+    if sum(name.endswith(".ln_1.weight") for name in shapes) != config.n_layer:
+        raise ValueError(f"they are not of n_layer = {config.n_layer}")
 
 
 def _copy_weights(model, stored, path):
@@ -170,23 +165,26 @@ def write_folder(to, model, codec, tokenizer):
     generation = {"bos_token_id": eot, "eos_token_id": eot}
     if padding := [i for i in range(model.config.vocab_size) if not codec.known(i)]:
         generation["suppress_tokens"] = padding  # ids that stand for no text, which sample.py does not draw either
-    about = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    about |= {"model_max_length": model.config.block_size, "clean_up_tokenization_spaces": False}
-    about["model_input_names"] = ["input_ids", "attention_mask"]  # a GPT-2 would add embeddings of token_type_ids
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.config.block_size,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # a GPT-2 would add embeddings of token_type_ids
+    }
     if eot is not None:
         about |= dict.fromkeys(("bos_token", "eos_token"), codec.end)
     if eot is not None and not codec.tokenizer:  # GPT-2's own
         about |= {"tokenizer_class": "GPT2TokenizerFast", "unk_token": codec.end, "add_prefix_space": False}
+    contents = {"config": _config(model.config, eot), "generation_config": generation, "tokenizer_config": about}
+    texts = {name: json.dumps(content, ensure_ascii=False, indent=2) + "\n" for name, content in contents.items()}
     folder = os.path.abspath(to)
     temporary = f"{folder}.{os.getpid()}.tmp"  # beside it, and renamed once it is whole
     try:
         os.makedirs(temporary)
         with writing(to):
-            _write_json(temporary, "config.json", _config(model.config, eot))
-            _write_json(temporary, "generation_config.json", generation)
-            _write_json(temporary, "tokenizer_config.json", about)
-            with open(os.path.join(temporary, "tokenizer.json"), "w", encoding="utf-8") as f:
-                f.write(tokenizer)
+            for name, text in (texts | {"tokenizer": tokenizer}).items():
+                with open(os.path.join(temporary, f"{name}.json"), "w", encoding="utf-8") as f:
+                    f.write(text)
         save_file(_weights(model), os.path.join(temporary, "model.safetensors"), metadata={"format": "pt"})
         if os.path.isdir(folder):
             os.rmdir(folder)
@@ -195,12 +193,6 @@ def write_folder(to, model, codec, tokenizer):
         raise OSError(f"could not write {to}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_json(folder, name, content):
-    with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
-        json.dump(content, f, ensure_ascii=False, indent=2)
-        f.write("\n")
 
 
 def _config(config, eot):

@@ -33,11 +33,13 @@ class StepGuard:
     float16 the GradScaler also skips a step now and then, to find its scale.
     """
 
-    def __init__(self, saved, processes, scaler, device, skips_on_device, spike_sigma, max_nonfinite, out_dir):
-        """saved: the checkpoint that the run resumes from, or {}. skips_on_device: whether the optimizer heeds its
-        found_inf. Others: see train.py."""
+    def __init__(
+        self, saved, processes, scaler, device, optimizer, sharding, spike_sigma, max_nonfinite, out_dir
+    ):  # fmt: skip
+        """saved: the checkpoint that the run resumes from, or {}. Others: see train.py."""
         self.processes, self.scaler, self.device, self.out_dir = processes, scaler, device, out_dir
-        self.skips_on_device, self.sigma, self.max_nonfinite = skips_on_device, spike_sigma, max_nonfinite
+        self.sigma, self.max_nonfinite = spike_sigma, max_nonfinite
+        self.skips_on_device = optimizer == "adamw" and sharding == "ddp"
         self.reads_are_free = torch.device(device).type == "cpu"
         state = saved.get("guard", {})
         for name in COUNTS:

@@ -142,10 +142,8 @@ class MuonWithAdamW:
 # the learning rate
 
 
-def schedule_remark(decay_lr, learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds):
-    """A line if the learning rate's course may surprise the user, else None. UserError if it is none any more."""
-    if not decay_lr:
-        return None
+def schedule_remark(learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds):
+    """A line if the learning rate's decay may surprise the user, else None. UserError if it is none any more."""
     if lr_decay_iters == 0 and max_seconds:
         raise UserError(
             "--lr_decay_iters=0 with --max_seconds: the learning rate does not follow the clock any more: "

@@ -1,4 +1,4 @@
-"""How the next token is drawn from a model's logits: temperature, top_k, top_p."""
+"""How the next token is drawn from a model's logits (temperature, top_k, top_p); short samples in training."""
 
 import math
 
@@ -28,3 +28,34 @@ def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generators=Non
         return torch.multinomial(probs, 1)
     rows = zip(probs.split(1), generators, strict=True)
     return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+
+
+class ShortSamples:
+    """Samples of 100 tokens after evaluations, to see what a model writes while it is trained.
+
+    Each is drawn from a generator of its own, so they change no other random draw.
+    """
+
+    def __init__(self, interval, data, vocab_size, seed, device):
+        """interval: iterations from one sample to the next; 0: none. data: the run's Dataset."""
+        self.interval, self.seed, self.device = interval, seed, device
+        if not interval:
+            return
+        self.codec = codec = data.codec
+        known = [codec.known(id) for id in range(vocab_size)]
+        self.allowed = torch.tensor(known, device=device)
+        self.first = next((id for id in range(vocab_size) if known[id] and codec.piece(id) == b"\n"), known.index(True))
+
+    def lines(self, model, iter_num, autocast):
+        """What `model` writes after a line feed, if iteration `iter_num` has a sample.
+
+        Every process calls this, since fsdp has spread the model over them."""
+        if not self.interval or iter_num % self.interval:
+            return []
+        model.eval()
+        with autocast:
+            prompt = torch.tensor([[self.first]], device=self.device)
+            generator = torch.Generator(self.device).manual_seed(self.seed + iter_num)
+            ids = model.generate(prompt, 100, 0.8, 200, generators=[generator], allowed=self.allowed)
+        model.train()
+        return [f"sample at iteration {iter_num}:", self.codec.decode(ids[0, 1:].tolist()), "-" * 15]

@@ -5,13 +5,14 @@ import csv
 import pytest
 import torch
 from conftest import GOLDEN, SYNTHETIC
+
 DEFAULTS = dict(seed=1337, weight_decay=1e-1, beta1=0.9, beta2=0.95, grad_clip=1.0, decay_lr=True)  # nanoGPT's
 TOKENS = (lambda i: (i * i * 7 + i // 3) % 61)(torch.arange(24000))
 TOKENS = {"train": TOKENS[:20000], "val": TOKENS[20000:]}
 
 
 def assert_same_losses(printed, expected):
-    """As shared/DESIGN.md has it: equal as printed; where not, at most 1e-4 off, on at most 2 % of the lines."""
+    """Equal as printed; where not, at most 1e-4 off, on at most 2 % of the lines."""
     assert [line[:2] for line in printed] == [line[:2] for line in expected]
     off = []
     for ours, theirs in zip(printed, expected, strict=True):

@@ -1,24 +1,20 @@
-"""tests/bench.py: its command line, and a row of its table."""
+"""tools/bench.py: its command line, and a row of its table."""
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 
-import bench as bench_module
 import pytest
 import torch
 from conftest import ROOT, copy_project
 
+from tools import bench as bench_module
+
+
 def bench(project, *arguments):
-    command = [sys.executable, str(project / "tests" / "bench.py"), *arguments]
+    command = [sys.executable, str(project / "tools" / "bench.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
-
-
-def with_bench(project):
-    shutil.copy(ROOT / "tests" / "bench.py", project / "tests")
-    return project
 
 
 @pytest.mark.slow
@@ -28,13 +24,13 @@ def with_bench(project):
     (["train_cpu"], "python data/shakespeare_char/prepare.py"),
 ])  # fmt: skip
 def test_a_mistake_is_named(tmp_path, own_project, arguments, said):
-    result = bench(with_bench(own_project), *(a.format(tmp_path) for a in arguments))
+    result = bench(own_project, *(a.format(tmp_path) for a in arguments))
     assert result.returncode == 2 and result.stdout == "" and "Traceback" not in result.stderr
     assert said in result.stderr.splitlines()[-1]
 
 
 def test_help_names_every_row(own_project):
-    result = bench(with_bench(own_project), "--help")
+    result = bench(own_project, "--help")
     rows = "train_baby train_cpu train_gpt2 sample_baby sample_gpt2 val_cpu time_to_loss load_gpt2 scaling encode"
     assert result.returncode == 0 and set(rows.split()) <= set(re.findall(r"\w+", result.stdout))
     assert "train_gpt2_recompute" in result.stdout
@@ -46,7 +42,7 @@ def test_a_row_has_our_figures_and_the_peers(tmp_path):
     for side in sides:  # a text of this size takes no longer to prepare than to read
         (side / "data" / "shakespeare_char" / "input.txt").write_bytes((ROOT / "model.py").read_bytes())
         subprocess.run([sys.executable, str(side / "data/shakespeare_char/prepare.py")], check=True, capture_output=True)
-    result = bench(with_bench(sides[0]), f"--peer={sides[1]}", "--runs=1", "train_cpu")
+    result = bench(sides[0], f"--peer={sides[1]}", "--runs=1", "train_cpu")
     assert result.returncode == 0, result.stderr
     header, _, row = result.stdout.splitlines()
     assert header == "| work | ours | peer | ratio | tokens/s | MFU | peak memory, ours / peer |"
@@ -60,7 +56,7 @@ def test_a_row_has_our_figures_and_the_peers(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------
-# tests/bench.py on a GPU: its commands there, and where its memory figure comes from. No GPU is needed
+# tools/bench.py on a GPU: its commands there, and where its memory figure comes from. No GPU is needed
 
 
 @pytest.fixture
@@ -82,7 +78,7 @@ def test_on_a_gpu_ours_is_on_auto_and_the_peer_has_nanogpts_defaults(commands):
         ms, peak, mfu = bench_module.train_times(side, "train_baby", "/tmp/x", "cuda")
         assert (ms, peak, mfu) == (8.5, 345.5, 12.5)  # the median of 6 to 11: the first five are left out
     (ours, _), (theirs, cwd) = commands
-    assert cwd == "/peer" and ours[1:3] == theirs[1:3] == [os.path.join(bench_module.ROOT, "tests", "gpu_hooks.py"), "memory"]
+    assert cwd == "/peer" and ours[1:3] == theirs[1:3] == [os.path.join(bench_module.ROOT, "tools", "gpu_hooks.py"), "memory"]
     assert [a for a in ours if a.startswith(("--device", "--compile", "--dtype"))] == ["--device=cuda"]
     # nanoGPT's train.py: compile = True, and bfloat16 where the GPU has it
     assert {"--device=cuda", "--compile=True", "--dtype=bfloat16"} <= set(theirs)
@@ -104,13 +100,13 @@ def test_on_a_gpu_a_sample_row_is_measured_there(commands):
 def test_a_gpu_that_is_not_there_is_named():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    command = [sys.executable, str(ROOT / "tests" / "bench.py"), "--device=cuda", "train_cpu"]
+    command = [sys.executable, str(ROOT / "tools" / "bench.py"), "--device=cuda", "train_cpu"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and "finds no GPU" in result.stderr.splitlines()[-1] and result.stdout == ""
 
 
 def test_the_small_process_that_measures_memory_imports_no_torch():
     """A process that starts another hands its own peak on, so a large one would hide the command's."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import bench; print('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code, str(ROOT / "tests")], capture_output=True, text=True, check=True)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from tools import bench; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, check=True)
     assert out.stdout == "False\n"

@@ -33,6 +33,7 @@ def test_no_graph_is_added_after_the_first_evaluation(vocab_size, dropout):
     counter = CompileCounter()
     torch.manual_seed(0)
     model = GPT(GPTConfig(16, vocab_size, 2, 2, 32, dropout, False))
+    model.loss_only = True  # as train.py has it
     compiled = torch.compile(model, backend=counter)
     x, y = torch.randint(vocab_size, (2, 4, 16))
     iteration(model, compiled, x, y)
@@ -80,6 +81,7 @@ def test_a_loss_in_chunks_and_its_gradients_are_the_eager_ones(monkeypatch, dtyp
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = GPT(GPTConfig(16, 9000, 2, 2, 32, 0.0, False)).train()
+    model.loss_only = True
     x, y = torch.randint(9000, (2, 4, 16))
     found = []
     for run in (model, torch.compile(model, backend="aot_eager")):

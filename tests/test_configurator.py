@@ -1,4 +1,4 @@
-"""configurator.py: settings from config files and --key=value. shared/DESIGN.md's section "Command line"."""
+"""configurator.py: settings from config files and --key=value."""
 
 import ast
 import io
@@ -282,7 +282,7 @@ def test_help_shows_every_setting_with_its_default_and_its_comment(script, capsy
     }
 
 
-# nanoGPT's train.py and sample.py as published, less what DESIGN.md names as different
+# nanoGPT's train.py and sample.py as published, less what docs/differences.md names as different
 TRAIN = dict(
     out_dir="out", eval_interval=2000, log_interval=1, eval_iters=200, eval_only=False, always_save_checkpoint=True,
     init_from="scratch", wandb_log=False, wandb_project="owt", wandb_run_name="gpt2", dataset="openwebtext",
@@ -347,7 +347,8 @@ def test_adopt_takes_a_checkpoints_settings_where_none_is_given_and_says_what_di
     namespace = {"a": 1, "b": 2.0, "c": "x"}
     said = Settings(namespace, ["a", "b", "c"], {"b": 2.0}).adopt({"a": 10, "b": 5, "other": 3})
     assert namespace == {"a": 10, "b": 2.0, "c": "x"}
-    assert said == ["b is now 2.0 (the run had 5.0)"]
+    unknown = "the checkpoint has settings that are not known here: other"
+    assert said == [unknown, "b is now 2.0 (the run had 5.0)"]
     with pytest.raises(UserError, match="a takes a whole number"):
         Settings({"a": 1}, ["a"], {}).adopt({"a": "x"})
 

@@ -1,7 +1,6 @@
 """nanogpt/cpu_kernels.py: dropout and attention against plain ones, and packed weights against their own."""
 
 import math
-import types
 
 import pytest
 import reference
@@ -19,7 +18,7 @@ from nanogpt.cpu_kernels import CPUAttention, keep_mask, pack_linear_layers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5])
 def test_each_position_modulo_8_is_dropped_at_the_same_rate(p, dtype):
-    """A random int64 whose top bit is 0 would drop every eighth twice as often (settled 2)."""
+    """A random int64 whose top bit is 0 would drop every eighth twice as often."""
     torch.manual_seed(0)
     mask = keep_mask(torch.empty(400_000, dtype=dtype), p)
     assert mask.dtype == dtype and set(mask.unique().tolist()) == {0.0, 1.0}
@@ -73,10 +72,6 @@ def test_two_masks_are_not_alike():
 # attention
 
 
-def naive_attention(q, k, v, keep):
-    return reference.attention(q, k, v, keep)
-
-
 @pytest.mark.parametrize("T", [1, 7, 64, 65, 150, 600])
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_attention_in_stretches_is_plain_attention_forward_and_backward(monkeypatch, T, p):
@@ -99,7 +94,7 @@ def test_attention_in_stretches_is_plain_attention_forward_and_backward(monkeypa
     y.backward(dy)
     assert asked[-1:] == ([T] if p else [])
     theirs = [t.clone().requires_grad_() for t in (q, k, v)]
-    expected = naive_attention(*theirs, whole)
+    expected = reference.attention(*theirs, whole)
     expected.backward(dy)
     torch.testing.assert_close(y, expected, atol=1e-10, rtol=1e-10)
     for a, b, name in zip(ours, theirs, "qkv", strict=True):
@@ -120,13 +115,13 @@ def test_attention_dropout_drops_probabilities_at_its_rate_by_one_mask_both_ways
     v = torch.eye(T, dtype=torch.float64).expand(4, T, T).clone().requires_grad_()
     y = CPUAttention.apply(q, k, v, 0.25)
     seen = torch.ones(T, T, dtype=torch.bool).tril()
-    keep = (y / naive_attention(q, k, v, 1.0)).detach()[:, seen]
+    keep = (y / reference.attention(q, k, v, 1.0)).detach()[:, seen]
     assert torch.all((keep.abs() < 1e-9) | ((keep - 4 / 3).abs() < 1e-9))  # 0.25 is 64 of 256
     assert (keep < 0.5).double().mean() == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / keep.numel()))
     mask, dy = torch.zeros_like(y), torch.randn_like(y)
     mask[:, seen] = keep
     ours = torch.autograd.grad(y, (q, k, v), dy)
-    for a, b in zip(ours, torch.autograd.grad(naive_attention(q, k, v, mask), (q, k, v), dy), strict=True):
+    for a, b in zip(ours, torch.autograd.grad(reference.attention(q, k, v, mask), (q, k, v), dy), strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 
 
@@ -135,7 +130,7 @@ def test_attention_in_stretches_keeps_to_its_dtype(dtype, tolerance):
     torch.manual_seed(0)
     q, k, v, dy = torch.randn(4, 2, 100, 16).unbind()
     exact = [t.double().requires_grad_() for t in (q, k, v)]
-    expected = naive_attention(*exact, 1.0)
+    expected = reference.attention(*exact, 1.0)
     expected.backward(dy.double())
     ours = [t.to(dtype).requires_grad_() for t in (q, k, v)]
     y = CPUAttention.apply(*ours, 0.0)
@@ -180,38 +175,3 @@ def test_a_packed_model_computes_and_samples_the_same(bias):
         assert (ours - exact).abs().max() <= 0.01 * exact.abs().max() and exact.std() > 0.1
         # past the context's end, too
         assert torch.equal(packed.generate(x, 40, temperature=0), plain.generate(x, 40, temperature=0))
-
-
-# ----------------------------------------------------------------------------------------------
-# where a version of torch lacks a private operator, the plain way gives the same numbers
-
-
-@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
-@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-def test_attentions_gradients_do_not_hang_on_a_private_function(monkeypatch, dtype, atol, dropout_p):
-    torch.manual_seed(0)
-    q, k, v, grad = torch.randn(4, 6, 100, 16, dtype=dtype)
-    found = []
-    for private in (True, False):
-        if not private:
-            monkeypatch.delattr(torch, "_softmax_backward_data")
-        leaves = [t.clone().requires_grad_() for t in (q, k, v)]
-        torch.manual_seed(1)
-        cpu_kernels.CPUAttention.apply(*leaves, dropout_p).backward(grad)
-        found.append([leaf.grad for leaf in leaves])
-    for with_it, without in zip(*found, strict=True):
-        torch.testing.assert_close(without, with_it, rtol=0, atol=atol * with_it.abs().max().item())
-
-
-@pytest.mark.parametrize("missing", ["_reorder_linear_weight", "_linear_pointwise"])
-def test_without_onednns_operators_a_model_samples_unpacked(monkeypatch, missing):
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(16, 50, 1, 2, 32, 0.0, True)).eval()
-    idx = torch.randint(50, (1, 4))
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = model.generate(idx, 8, temperature=0.0)
-        there = {name: None for name in ("_reorder_linear_weight", "_linear_pointwise") if name != missing}
-        monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace(**there))
-        cpu_kernels.pack_linear_layers(model)
-        assert torch.equal(model.generate(idx, 8, temperature=0.0), expected)
-    assert isinstance(model.lm_head, torch.nn.Linear)

@@ -1,18 +1,17 @@
 """nanogpt/cross_entropy.py: the loss of a large vocabulary, in chunks, against torch's own."""
 
-import contextlib
-
 import pytest
 import torch
-from guards import make_guard
 from small_models import shaken, small
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
 from nanogpt import cross_entropy
-from nanogpt.cross_entropy import ChunkedCrossEntropy
+from nanogpt.cross_entropy import ChunkedCrossEntropy, token_losses
+
 
 def losses_and_gradients(x, weight, targets, dtype):
     """Ours: (loss, dx, dweight)."""
@@ -43,8 +42,8 @@ def test_a_second_way_back_through_the_loss_in_chunks_adds_the_same_gradients(mo
     assert all(torch.equal(t.grad, 2 * grad) for t, grad in zip((x, weight), once, strict=True))
 
 
-@pytest.mark.parametrize("rows, softmax_rows", [(2048, 32), (16, 64), (16, 8), (10, 3), (1, 1)])
-@pytest.mark.parametrize("ignored", [0, 1, 20])
+@pytest.mark.parametrize("rows, softmax_rows", [(2048, 32), (16, 64), (10, 3), (1, 1)])
+@pytest.mark.parametrize("ignored", [0, 20])
 def test_the_loss_in_chunks_is_cross_entropy(monkeypatch, rows, softmax_rows, ignored):
     monkeypatch.setattr(cross_entropy, "LOSS_ROWS", rows)
     monkeypatch.setattr(cross_entropy, "CPU_SOFTMAX_ROWS", softmax_rows)
@@ -72,31 +71,62 @@ def test_the_loss_in_chunks_holds_in_bfloat16(monkeypatch, rows):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_in_training_a_large_vocabulary_has_the_loss_and_gradients_of_a_plain_head(monkeypatch, autocast):
+def test_a_large_vocabularys_loss_alone_has_the_value_and_gradients_of_a_plain_head(monkeypatch, autocast):
+    monkeypatch.setattr(cross_entropy, "LARGE_VOCABULARY", 1)
+    monkeypatch.setattr(cross_entropy, "LOSS_ROWS", 8)  # of 36: the last chunk is a smaller one
+    monkeypatch.setattr(cross_entropy, "CPU_SOFTMAX_ROWS", 5)
     x, y = torch.randint(23, (2, 3, 12)).unbind()
     y[0, :3] = -1
     found = []
-    for large in (10**9, 1):
-        monkeypatch.setattr(cross_entropy, "LARGE_VOCABULARY", large)
-        monkeypatch.setattr(cross_entropy, "LOSS_ROWS", 8)
-        monkeypatch.setattr(cross_entropy, "CPU_SOFTMAX_ROWS", 5)
+    for loss_only in (False, True):
         model = shaken(small(), 0.1).train()
-        with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+        model.loss_only = loss_only
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits, loss = model(x, y)
-        assert (logits is None) == (large == 1)
+            with torch.no_grad():
+                evaluated = model.eval()(x, y)[1]
+        assert logits is None if loss_only else logits.shape == (3, 12, 23)
         loss.backward()
-        found.append([loss.detach(), *(p.grad for p in model.parameters())])
-        with torch.no_grad():
-            logits, evaluated = model.eval()(x, y)
-        assert logits.shape == (3, 12, 23)  # evaluation has them
-        found[-1].append(evaluated)
+        found.append([loss.detach(), evaluated, *(p.grad for p in model.parameters())])
     for a, b in zip(*found, strict=True):
-        scale = a.abs().max().item() + 1e-6
-        assert (a - b).abs().max().item() < (0.03 if autocast else 1e-5) * scale
+        assert (a - b).abs().max() < (0.03 if autocast else 1e-5) * (a.abs().max() + 1e-6)
+
+
+@pytest.mark.parametrize("training, grad", [(True, True), (True, False), (False, False)])
+def test_logits_are_none_exactly_where_loss_only_is_set(training, grad):
+    for vocab_size in (50, 9000):
+        model, x, y = small_model(vocab_size)
+        with torch.set_grad_enabled(grad):
+            logits, loss = model.train(training)(x, y)
+            model.loss_only = True
+            nothing, loss_alone = model(x, y)
+        assert logits.shape == (4, 16, vocab_size) and nothing is None
+        if vocab_size == 50:
+            assert torch.equal(loss_alone, loss)  # to the bit
+        assert loss_alone.item() == pytest.approx(loss.item(), abs=2e-6)
+
+
+def small_model(vocab_size, block_size=16):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size, vocab_size, 1, 2, 16, 0.0, False)).eval()
+    x, y = torch.randint(vocab_size, (2, 4, block_size))
+    y[0, :5] = -1
+    return model, x, y
+
+
+@pytest.mark.parametrize("vocab_size", [50, 9000])
+def test_the_losses_of_single_tokens_are_torchs_and_0_where_the_target_does_not_count(monkeypatch, vocab_size):
+    monkeypatch.setattr(cross_entropy, "LOSS_ROWS", 24)  # of 64: the last chunk is a smaller one
+    model, x, y = small_model(vocab_size)
+    with torch.no_grad():
+        found = token_losses(model.hidden(x), model.lm_head, y)
+        expected = F.cross_entropy(model(x, y)[0].double().mT, y, ignore_index=-1, reduction="none")
+    assert (found == 0).sum() == 5
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------
-# the loss alone, without gradients: in chunks for a large vocabulary, and the very same numbers for a small one
+# what a loss alone costs
 
 
 class Largest(TorchDispatchMode):
@@ -111,51 +141,21 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def small_model(vocab_size, block_size=16):
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size, vocab_size, 1, 2, 16, 0.0, False)).eval()
-    x, y = torch.randint(vocab_size, (2, 4, block_size))
-    y[0, :5] = -1
-    return model, x, y
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("vocab_size", [50, 9000])
-def test_the_loss_alone_is_the_loss_beside_the_logits(monkeypatch, vocab_size, dtype):
-    monkeypatch.setattr(cross_entropy, "LOSS_ROWS", 24)  # of 64: the last chunk is a smaller one
-    model, x, y = small_model(vocab_size)
-    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        logits, loss = model(x, y)
-        model.loss_only = True
-        nothing, loss_alone = model(x, y)
-    assert logits.shape == (4, 16, vocab_size) and nothing is None
-    if vocab_size < 8192:
-        assert torch.equal(loss_alone, loss)
-    assert loss_alone.item() == pytest.approx(loss.item(), abs=2e-6 if dtype == torch.float32 else 1e-3)
-
-
-def test_the_loss_alone_has_a_gradient_where_one_is_asked_for():
-    model, x, y = small_model(9000)
-    model(x, y)[1].backward()
-    expected = model.lm_head.weight.grad.clone()
-    model.zero_grad(set_to_none=True)
-    model.loss_only = True
-    model(x, y)[1].backward()
-    torch.testing.assert_close(model.lm_head.weight.grad, expected, rtol=1e-4, atol=1e-7)
-
-
-def test_without_gradients_none_are_computed_in_training_mode(monkeypatch):
-    model, x, y = small_model(9000)
-    expected = model(x, y)[1].item()
-    monkeypatch.setattr(cross_entropy.ChunkedCrossEntropy, "apply", None)  # its forward pass computes gradients
-    with torch.no_grad():
-        assert model.train()(x, y)[1].item() == pytest.approx(expected, abs=2e-6)
-
-
-def test_what_a_save_looks_at_never_holds_all_logits():
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_loss_alone_never_holds_all_logits(grad):
     model, x, y = small_model(50304, block_size=640)  # 4 x 640 rows are more than LOSS_ROWS
-    model.loss_only = True  # as train.py sets it
-    with Largest() as largest:
-        point = {"evaluated": False, "batch": (x, y)}
-        assert make_guard().allows_save("last.pt", model, point, torch.autocast("cpu", enabled=False))
+    model.loss_only = True
+    with Largest() as largest, torch.set_grad_enabled(grad):
+        model(x, y)
     assert largest.numel <= cross_entropy.LOSS_ROWS * 50304 < x.numel() * 50304
+
+
+def test_without_gradients_the_loss_alone_computes_none_in_training_mode_either():
+    model, x, y = small_model(9000)
+    model.train()
+    counts = []
+    for model.loss_only in (False, True):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(x, y)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 2 * 64 * 16 * 9000

@@ -325,15 +325,6 @@ def test_the_threads_of_a_process_are_set_and_said(ranks, tmp_path):
 # mistakes
 
 
-def test_the_backend_is_nccl_on_cuda_else_gloo(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
-    assert pick_backend("auto", "cuda:3") == "nccl" and pick_backend("auto", "cpu") == "gloo"
-    assert pick_backend("gloo", "cuda") == "gloo"
-    for wrong, device in (("nccl", "cpu"), ("tcp", "cpu"), (True, "cpu")):
-        with pytest.raises(UserError, match=f"--backend={wrong}"):
-            pick_backend(wrong, device, world_size=2)
-
-
 MISTAKES = {
     "--backend=nccl": "--backend=nccl works on CUDA devices only",
     "--gradient_accumulation_steps=3": "--gradient_accumulation_steps=3 cannot be shared by 2 processes",
@@ -646,17 +637,16 @@ def test_a_sharded_model_with_a_large_vocabulary_evaluates_as_a_replicated_one(r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_runs_of_several_processes_end_by_the_clock_together_with_samples_and_a_forecast(run_ranks, tmp_path, sharding):
+def test_runs_of_several_processes_end_by_the_clock_together_with_samples(run_ranks, tmp_path, sharding):
     settings = TINY | dict(
-        gradient_accumulation_steps=2, max_iters=10**7, eval_interval=40, log_interval=10**6, lr_decay_iters=0,
-        sharding=sharding, max_seconds=4, sample_interval=40, plan=True, out_dir=tmp_path / "out",
+        gradient_accumulation_steps=2, max_iters=10**7, eval_interval=40, log_interval=10**6,
+        sharding=sharding, max_seconds=4, sample_interval=40, out_dir=tmp_path / "out",
     )  # fmt: skip
     result = run_ranks(2, *flags(settings))
     last = [step for step in result.losses if step[0] == "step"][-1][1]
     assert f"ended by max_seconds = 4 at iteration {last}" in result.lines
     assert 3 < torch.load(tmp_path / "out" / "last.pt")["seconds"] < 6
     assert "sample at iteration 0:" in result.lines
-    assert [line.split(":")[0] for line in result.lines if "forecast" in line] == ["forecast", "forecast and fact"]
 
 
 def test_several_processes_have_the_bits_per_byte_of_all_batches(run_ranks, tmp_path):
@@ -674,17 +664,25 @@ def test_several_processes_have_the_bits_per_byte_of_all_batches(run_ranks, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_two_processes_skip_spikes_and_go_back_together_and_resume_to_the_digit(run_ranks, tmp_path, sharding):
-    settings = TINY | dict(gradient_accumulation_steps=2, max_iters=220, lr_decay_iters=220, eval_interval=20,
-                           grad_clip=0.0, spike_sigma=6.0, spike_rewind=0.5, init_from="auto", sharding=sharding)  # fmt: skip
-    for harm, said in (("huge", "more than 6 standard deviations"), ("ascent", "going back to iteration 140")):
-        environment = dict(INJECT=harm, AT=150, COUNT=5 if harm == "huge" else 40)
-        for name, stops in (("whole", [220]), ("parts", [152, 190, 220])):
-            for stop in stops:
-                arguments = flags(settings, out_dir=tmp_path / harm / name, max_iters=stop)
-                result = run_ranks(2, *arguments, script="tests/programs/inject.py", env=environment)
-            assert name == "parts" or said in result.stdout
-        assert log_rows(tmp_path / harm / "whole") == log_rows(tmp_path / harm / "parts")
-        assert len(log_rows(tmp_path / harm / "whole")) >= 221 + 12
-        saved = load(tmp_path / harm / "whole" / "last.pt")["guard"]
-        assert saved["skipped"] >= 5 if harm == "huge" else len(saved["went_back"]) == 1
+def test_two_processes_skip_spikes_together_and_resume_to_the_digit(run_ranks, tmp_path, sharding):
+    settings = TINY | dict(gradient_accumulation_steps=2, max_iters=170, lr_decay_iters=170, eval_interval=20,
+                           grad_clip=0.0, spike_sigma=6.0, init_from="auto", sharding=sharding)  # fmt: skip
+    for name, stops in (("whole", [170]), ("parts", [152, 160, 170])):
+        for stop in stops:
+            arguments = flags(settings, out_dir=tmp_path / name, max_iters=stop)
+            environment = dict(INJECT="huge", AT=150, COUNT=5)
+            result = run_ranks(2, *arguments, script="tests/programs/inject.py", env=environment)
+        assert name == "parts" or "more than 6 standard deviations" in result.stdout
+    assert log_rows(tmp_path / "whole") == log_rows(tmp_path / "parts")
+    assert load(tmp_path / "whole" / "last.pt")["guard"]["skipped"] >= 5
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_weight_that_is_not_finite_on_one_process_keeps_all_from_saving(run_ranks, tmp_path, sharding):
+    """After the last step: no gradient and no evaluation has seen the NaN."""
+    settings = TINY | dict(gradient_accumulation_steps=2, max_iters=5, save_interval=5, sharding=sharding)
+    arguments = flags(settings, out_dir=tmp_path)
+    result = run_ranks(2, *arguments, script="tests/programs/spoil_weights.py", env=dict(STEP=6))
+    assert result.stdout.count("last.pt is not written") == 1
+    saved = load(tmp_path / "last.pt")
+    assert saved["iter_num"] == 5 and all(torch.isfinite(weight).all() for weight in saved["model"].values())

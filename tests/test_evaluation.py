@@ -15,8 +15,8 @@ from conftest import CHARACTERS, META, SYNTHETIC, TINY, error_line, flags, write
 from torch.nn import functional as F
 
 from data.folder import write_dataset
-from nanogpt import evaluation
 from nanogpt.distributed import Processes
+from tools import evaluation
 
 LINE = re.compile(
     r"(\S+): (\d+\.\d{4}) nats a token, perplexity (\d+\.\d{3}), (?:(\d+\.\d{4}) bits per byte, )?([\d,]+) tokens, "
@@ -58,7 +58,7 @@ def nats_one_by_one(weights, ids, block_size, stride, n_head=2):
 def test_every_token_but_the_first_is_predicted_once_whatever_the_parts_are(n, stride):
     for part in (1, 5, 100):
         chunks = (np.arange(start, min(start + part, n)) for start in range(0, n, part))
-        found = list(evaluation.windows(chunks, 8, stride))
+        found = list(evaluation.spans(chunks, 8, stride))
         assert [i for ids, new in found for i in ids[-new:]] == list(range(1, n))
         assert all(len(ids) <= 9 and list(ids) == list(range(ids[0], ids[-1] + 1)) for ids, _ in found)
         if stride == 8:  # window k predicts kT + 1 ... kT + T, its first from one token
@@ -73,7 +73,7 @@ def test_a_long_text_is_read_only_as_far_as_it_is_computed():
             read.append(1)
             yield np.zeros(100, dtype=np.uint16)
 
-    found = evaluation.windows(endless(), 8, 8)
+    found = evaluation.spans(endless(), 8, 8)
     for _ in range(50):
         next(found)
     assert len(read) <= 6
@@ -102,16 +102,16 @@ def test_the_standard_error_is_that_of_window_means(run, trained):
     totals = evaluation.Totals()
     draws = np.random.default_rng(0).normal(2.0, 0.5, (40, 16))
     for row in draws:
-        totals.add_window(row, 16)
+        totals.add_span(row, 16)
     assert totals.standard_error == pytest.approx(draws.mean(1).std(ddof=1) / math.sqrt(40), rel=1e-9)
     assert totals.loss == pytest.approx(draws.mean(), rel=1e-12)
     one = evaluation.Totals()
-    one.add_window([1.0, 2.0], 2)
+    one.add_span([1.0, 2.0], 2)
     assert one.standard_error is None and one.line("x").endswith("standard error unknown (a single window)")
 
 
 def test_the_line_is_the_issues():
-    totals = evaluation.Totals(tokens=111_539, bytes=111_539, windows=436, nats=1.46569 * 111_539)
+    totals = evaluation.Totals(tokens=111_539, bytes=111_539, spans=436, nats=1.46569 * 111_539)
     totals.nats_tokens = totals.nats * 256
     totals.tokens_squared = 111_539 * 256
     squares = (0.0031 * 111_539) ** 2 * 435 / 436
@@ -154,16 +154,17 @@ def test_the_sum_is_float64s_and_counts_each_token_once():
     """A mean of batch means would count the short last window's tokens more."""
 
     class Uniform(torch.nn.Module):  # the target's logit is its id: nats are known exactly
-        def forward(self, x, y):
-            logits = torch.zeros(*y.shape, 4)
-            logits[..., 0] = x.float()
-            return logits, None
+        def hidden(self, x):
+            return x.float()[..., None]
+
+        def lm_head(self, rows):
+            return F.pad(rows, (0, 3))
 
     ids = np.array([0, 1, 2, 3, 0])
     totals = evaluation.evaluate(Uniform(), [ids], 3, 3, 2, None, "cpu", Processes(), len_of)
     expected = [math.log(math.exp(a) + 3) - (a if b == 0 else 0) for a, b in zip(ids[:-1], ids[1:], strict=True)]
     assert totals.tokens == 4 and totals.loss == pytest.approx(sum(expected) / 4, rel=1e-6)
-    assert totals.windows == 2
+    assert totals.spans == 2
 
 
 @pytest.mark.slow
@@ -195,7 +196,7 @@ def test_shares_of_the_processes_add_up_to_the_whole(world_size):
     whole = evaluation.evaluate(model, [ids], 8, 4, 3, sizes, "cpu", Processes(), len_of)
     together = sum(parts, evaluation.Totals())
     assert together.loss == pytest.approx(whole.loss, abs=1e-6)
-    assert (together.tokens, together.windows, together.bytes) == (299, whole.windows, sizes[ids[1:]].sum())
+    assert (together.tokens, together.spans, together.bytes) == (299, whole.spans, sizes[ids[1:]].sum())
 
 
 def test_bits_per_byte_count_the_bytes_of_the_text(own_project, run, tmp_path):

@@ -1,4 +1,4 @@
-"""tests/gpu_check.py: its command line, its table, its checks on made-up runs, and its parts with --device=cpu."""
+"""tools/gpu_check.py: its command line, its table, its checks on made-up runs, and its parts with --device=cpu."""
 
 import json
 import os
@@ -12,16 +12,13 @@ import pytest
 import torch
 from conftest import ROOT, SYNTHETIC, write_synthetic
 
-import gpu_check
-import gpu_hooks
-import guards
-from gpu_check import Failed, Lab, Output, Row
-
 from nanogpt.distributed import Processes
+from tools import gpu_check, gpu_hooks
+from tools.gpu_check import Failed, Lab, Output, Row
 
 
 def gpu_check_command(*arguments, **options):
-    command = [sys.executable, str(ROOT / "tests" / "gpu_check.py"), *arguments]
+    command = [sys.executable, str(ROOT / "tools" / "gpu_check.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
@@ -315,13 +312,13 @@ def cuda_calls(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["error", "warn"])
 def test_only_unlogged_iterations_are_watched(monkeypatch, cuda_calls, mode):
-    from nanogpt import device
+    from nanogpt import mfu
 
     monkeypatch.setattr(sys, "argv", ["train.py", "--log_interval=5"])
-    monkeypatch.setattr(device, "Clock", device.Clock)  # put back afterwards
+    monkeypatch.setattr(mfu, "Clock", mfu.Clock)  # put back afterwards
     with warnings.catch_warnings():
         seen = gpu_hooks.synchronisations(mode)
-        clock = device.Clock("cuda")  # before the loop
+        clock = mfu.Clock("cuda")  # before the loop
         watched = []
         for iteration in range(21):
             watched.append(cuda_calls[-1])
@@ -364,20 +361,20 @@ def test_a_changed_weight_is_seen(monkeypatch):
     from nanogpt import guard, optim
 
     class Careless(guard.StepGuard):
-        def step(self, optimizer, grad_norm, iter_num):
+        def step(self, optimizer, grad_norm):
             optimizer.step()
 
     for base, changed in ((Careless, 4), (guard.StepGuard, 0)):
         monkeypatch.setattr(guard, "StepGuard", base)
-        monkeypatch.setattr(optim, "clip_gradients", optim.clip_gradients)
+        monkeypatch.setattr(guard, "clip_gradients", guard.clip_gradients)
         seen = gpu_hooks.poisoned_gradient()
         weight = torch.nn.Parameter(torch.ones(3, 2))
         optimizer = optim.AdamW([weight], lr=0.1, fused=True)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        watched = guard.StepGuard(guards.SETTINGS, Processes(), scaler, {})
-        for n in range(7):
+        watched = guard.StepGuard({}, Processes(), scaler, "cpu", True, 0.0, 10, "out")
+        for _ in range(7):
             weight.grad = torch.ones(3, 2)
-            watched.step(optimizer, optim.clip_gradients([weight], 1.0), n)
+            watched.step(optimizer, guard.clip_gradients([weight], 1.0))
         assert seen() == {"tensors": 4, "changed": changed}  # the weight, two moments, the count of steps
         monkeypatch.undo()
 

@@ -1,6 +1,7 @@
-"""nanogpt/mfu.py: the peaks of devices, against the makers' data sheets. shared/DESIGN.md's section "MFU"."""
+"""nanogpt/mfu.py: the peaks of devices, against the makers' data sheets."""
 
 import re
+import types
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from conftest import ROOT, TINY, flags, machine
 
 from nanogpt import mfu
 from nanogpt.distributed import Processes
-from nanogpt.mfu import PEAK_TFLOPS, find_peak_flops, measure_peak, peak_from_table
+from nanogpt.mfu import DEVICES, find_peak_flops, measure_peak, peak_from_table
 
 # name as torch gives it: 16-bit, tf32, float32 in TFLOPS: the makers' data sheets, dense
 PEAKS = {
@@ -138,36 +139,37 @@ def test_a_peak_is_measured_without_touching_the_random_numbers():
 
 
 class Model:
-    def flops_per_token(self):
-        return 1e6
+    def estimate_mfu(self, fwdbwd_per_iter, dt, peak_flops):
+        """Of a sequence of 1 MFLOP."""
+        return 1e6 * fwdbwd_per_iter / (dt * peak_flops)
 
 
 def running(monkeypatch, peak, source, said):
     monkeypatch.setattr(mfu, "find_peak_flops", lambda *_: (peak, source))
     processes = Processes()
     processes.say = lambda *lines: said.extend(lines)
-    return mfu.RunningMFU(Model(), 0.0, "cpu", "float32", processes, first_iter=10)
+    return mfu.RunningMFU(0.0, "cpu", "float32", processes, first_iter=10)
 
 
 def test_a_measured_peak_that_is_beaten_is_raised_and_the_mean_with_it(monkeypatch):
-    """By hand: 100 tokens of 1 MFLOP are 1e8 FLOP."""
+    """By hand: 100 sequences of 1 MFLOP are 1e8 FLOP."""
     said = []
     found = running(monkeypatch, 1e9, "measured, cpu, float32", said)
-    assert [found.update(n, 100, 1.0) for n in (10, 14)] == ["n/a", "n/a"]
-    assert found.update(15, 100, 0.2) == "50.00%"  # 5e8 of 1e9
+    assert [found.update(n, Model(), 100, 1.0) for n in (10, 14)] == ["n/a", "n/a"]
+    assert found.update(15, Model(), 100, 0.2) == "50.00%"  # 5e8 of 1e9
     assert said == []
-    assert found.update(16, 100, 0.05) == "32.50%"  # 2e9 is the peak now: 0.9 * 25 % + 0.1 * 100 %
+    assert found.update(16, Model(), 100, 0.05) == "32.50%"  # 2e9 is the peak now: 0.9 * 25 % + 0.1 * 100 %
     assert said == ["the peak was measured too low: from here on it is 0.002 TFLOPS"]
-    assert found.update(17, 100, 0.05) == "39.25%" and len(said) == 1
+    assert found.update(17, Model(), 100, 0.05) == "39.25%" and len(said) == 1
     for n in range(18, 200):
-        assert float(found.update(n, 100, 0.05 * 0.99 ** (n - 17)).rstrip("%")) <= 100
+        assert float(found.update(n, Model(), 100, 0.05 * 0.99 ** (n - 17)).rstrip("%")) <= 100
 
 
 @pytest.mark.parametrize("source", ["given", "NVIDIA A100-SXM4-80GB, bfloat16"])
 def test_a_peak_that_was_not_measured_stands_as_it_is(monkeypatch, source):
     said = []
     found = running(monkeypatch, 1e9, source, said)
-    assert found.update(15, 100, 0.05) == "200.00%" and said == [] and found.peak == 1e9
+    assert found.update(15, Model(), 100, 0.05) == "200.00%" and said == [] and found.peak == 1e9
 
 
 def test_a_run_whose_peak_was_measured_far_too_low_prints_no_mfu_above_100(run, own_project, tmp_path):
@@ -321,8 +323,8 @@ def test_a_device_without_one_clear_figure_is_measured(name):
 
 def test_every_row_is_its_comments_product_or_names_its_source():
     source = (ROOT / "nanogpt" / "mfu.py").read_text(encoding="utf-8")
-    rows = re.findall(r'^    "([a-z0-9 ]+)": \(([\d.]+), ([\d.]+), [\d.]+\),  # (.*)$', source, re.M)
-    assert {row[0] for row in rows} == PEAK_TFLOPS.keys()
+    rows = re.findall(r'^    "([a-z0-9 ]+)": \(([\d.]+), ([\d.]+), [\d.]+, \d+\),  # (.*)$', source, re.M)
+    assert {row[0] for row in rows} == DEVICES.keys()
     by_formula = 0
     for key, half, tf32, comment in rows:
         if found := re.match(r"(\d+) x (\d\.\d{3}) x (512|1024|2048|4096|8192)\b", comment):
@@ -335,4 +337,56 @@ def test_every_row_is_its_comments_product_or_names_its_source():
             assert float(half) == pytest.approx(int(pflops[1]) / int(pflops[2]) / 2 * 1000), key
         if not key.startswith(("v100", "t4", "mi250x")):  # tf32 runs at half the rate
             assert float(tf32) == pytest.approx(float(half) / 2, rel=0.015), key
-    assert by_formula == len(PEAK_TFLOPS) - 5
+    assert by_formula == len(DEVICES) - 5
+
+
+# ----------------------------------------------------------------------------------------------
+# the clock of each device
+
+
+class MPSEvent:
+    """torch.mps.Event as torch's MPSEvent.mm has it: whoever waits for an event takes its one signal."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+        self.signalled = False
+
+    def record(self):
+        MPSEvent.now += 0.25
+        self.time, self.signalled = MPSEvent.now, True
+
+    def synchronize(self):
+        assert self.signalled, "this waits forever"
+        self.signalled = False
+
+    def elapsed_time(self, end):
+        end.synchronize()
+        return 1000 * (end.time - self.time)
+
+
+class CUDAEvent(MPSEvent):
+    """torch.cuda.Event: elapsed_time() fails where the end has not been waited for."""
+
+    def record(self):
+        super().record()
+        self.waited = False
+
+    def synchronize(self):
+        self.waited = True
+
+    def elapsed_time(self, end):
+        if not end.waited:
+            raise RuntimeError("CUDA error: device not ready")
+        return 1000 * (end.time - self.time)
+
+
+@pytest.mark.parametrize("kind, event", [("mps", MPSEvent), ("cuda", CUDAEvent)])
+def test_the_clock_waits_for_each_mark_once(monkeypatch, kind, event):
+    monkeypatch.setattr(torch, kind, types.SimpleNamespace(Event=event))
+    clock = mfu.Clock(kind)
+    for logged in (True, True, False, True):  # as train.py's loop has it: a mark ends an iteration and begins the next
+        clock.tick()
+        if logged:
+            assert clock.seconds() == pytest.approx(0.25)

@@ -244,9 +244,9 @@ def test_more_tokens_than_block_size_are_an_error():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (dict(n_embd=15), "n_embd must be divisible by n_head"), (dict(n_layer=0), "n_layer must be at least 1"),
-    (dict(n_head=0), "n_head must be at least 1"), (dict(vocab_size=-1), "vocab_size must be at least 1"),
-    (dict(block_size=0), "block_size must be at least 1"), (dict(dropout=1.0), "dropout must be"),
+    (dict(n_embd=15), "n_embd must be divisible by n_head"), (dict(n_layer=0), "n_layer must be a whole number of at least 1"),
+    (dict(n_head=0), "n_head must be a whole number of at least 1"), (dict(vocab_size=-1), "vocab_size must be a whole number of at least 1"),
+    (dict(block_size=0), "block_size must be a whole number of at least 1"), (dict(dropout=1.0), "dropout must be"),
     (dict(dropout=-0.1), "dropout must be"), (dict(activation="relu"), "activation must be"),
 ])  # fmt: skip
 def test_sizes_that_make_no_model_are_the_users_error(wrong, message):
@@ -329,7 +329,7 @@ def step_with_and_without_recompute(autocast=False, **sizes):
     found = []
     for recompute in (False, True):
         model = shaken(small(**sizes), 0.1).train()
-        model.recompute = recompute
+        model.recompute, model.loss_only = recompute, True
         x, y = torch.randint(model.config.vocab_size, (2, 3, model.config.block_size)).unbind()
         with Counted() as counted, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = model(x, y)[1]

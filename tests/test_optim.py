@@ -1,21 +1,15 @@
-"""nanogpt/optim.py: AdamW's groups, Muon against torch's, and numbers that are not finite."""
+"""nanogpt/optim.py: AdamW's groups, Muon against torch's, the course of the learning rate, and resumed optimizers."""
 
+import copy
 import csv
-import importlib.util
-import inspect
-import itertools
-import math
-import re
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, TINY, error_line, flags
-from runs import content
+from conftest import TINY, error_line, flags
 from small_models import small
 
-from model import GPT, GPTConfig
-from nanogpt import checkpoint as ckpt, optim
-from nanogpt.optim import Muon, schedule_remark
+from nanogpt import optim
+from nanogpt.optim import Muon, restore_optimizer, schedule_remark
 
 def test_matrices_and_embeddings_decay_and_biases_and_norms_do_not():
     model = small()
@@ -56,8 +50,8 @@ def test_muons_batches_give_the_weights_of_torchs_muon(monkeypatch, dtype):
 
     ours = [torch.nn.Parameter(torch.full(shape, 0.02)) for shape in shapes]
     theirs = [torch.nn.Parameter(part.detach().clone()) for part in apart(ours)]
-    settings = dict(lr=0.01, weight_decay=0.3, momentum=0.8, adjust_lr_fn="match_rms_adamw")
-    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    settings = dict(lr=0.01, weight_decay=0.3, momentum=0.8)
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw")
     for _ in range(5):
         for p in ours:
             p.grad = torch.randn(p.shape, generator=generator)
@@ -80,119 +74,12 @@ def test_muons_momentum_is_beta1():
 
 
 # ----------------------------------------------------------------------------------------------
-# numbers that are not finite
-
-
-def poison(path, iter_num=None):
-    """Puts a NaN into a weight of the checkpoint at `path`."""
-    saved = torch.load(path)
-    saved["model"]["transformer.h.0.mlp.c_fc.weight"][3, 5] = math.nan
-    ckpt.save(saved, str(path))
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("max_nonfinite", [3, 10])
-def test_nan_in_the_weights_stops_the_run_and_overwrites_nothing(train, tmp_path, optimizer, max_nonfinite):
-    out_dir = tmp_path / "out"
-    settings = SMALL | dict(optimizer=optimizer, max_nonfinite=max_nonfinite)
-    train(settings, out_dir=out_dir, max_iters=8)
-    poison(out_dir / "last.pt")
-    before = content(out_dir)
-    failed = train(settings, expect=2, out_dir=out_dir, init_from="resume", max_iters=100, eval_interval=5)
-    line = error_line(failed)
-    assert line.startswith(f"iteration {9 + max_nonfinite - 1}: ") and f"{max_nonfinite} times in a row" in line
-    for advice in ("--learning_rate", "--grad_clip", "bfloat16 or float32", str(out_dir)):
-        assert advice in line
-    iters = [found for found in failed.losses if found[0] == "iter"]
-    assert [found[1] for found in iters] == list(range(9, 9 + max_nonfinite - 1))
-    assert all(found[2] == "nan" for found in iters)
-    for n in range(9, 9 + max_nonfinite):
-        assert f"iter {n}: 1 steps skipped, their gradients were not finite" in failed.lines
-    assert f"saving checkpoint to {out_dir}" not in failed.lines
-    after = content(out_dir)
-    assert (after["last.pt"], after["ckpt.pt"]) == (before["last.pt"], before["ckpt.pt"])
-
-
-def test_nan_at_a_known_iteration_names_the_last_good_checkpoint(train, tmp_path):
-    """The weights are spoilt in memory after iteration 6's step; last.pt is then iteration 6's."""
-    spoilt = dict(program="spoil_weights.py", env={"STEP": 7})
-    failed = train(SMALL, expect=2, out_dir=tmp_path, max_iters=100, max_nonfinite=4, **spoilt)
-    line = error_line(failed)
-    assert line.startswith("iteration 10: ") and f"the last good checkpoint is iteration 6's in {tmp_path}" in line
-    assert ckpt.load(str(tmp_path / "last.pt"))["iter_num"] == 6
-    best = ckpt.load(str(tmp_path / "ckpt.pt"))
-    assert best["iter_num"] == 4 and all(torch.isfinite(w).all() for w in best["model"].values())
-
-
-@pytest.mark.parametrize("dtype, lr, save_interval", [("float32", 1e4, 1), ("float32", 50.0, 3), ("bfloat16", 1e4, 1)])
-def test_a_learning_rate_that_diverges_for_real_stops_and_leaves_weights_that_work(
-    train, tmp_path, dtype, lr, save_interval
-):
-    settings = SMALL | dict(dtype=dtype, save_interval=save_interval, max_nonfinite=5)
-    train(settings, out_dir=tmp_path, max_iters=8)
-    settings |= dict(learning_rate=lr, decay_lr=False, grad_clip=0.0, max_iters=400, eval_interval=50)
-    line = error_line(train(settings, expect=2, out_dir=tmp_path, init_from="resume"))
-    stopped, kept = map(int, re.match(r"iteration (\d+): .* is iteration (\d+)'s", line).groups())
-    assert 9 <= kept < stopped - 3 and ckpt.load(str(tmp_path / "last.pt"))["iter_num"] == kept
-    # Going on from there, the next iteration's loss is a number: what was kept is no garbage.
-    rest = train(settings, expect=2, out_dir=tmp_path, init_from="resume")
-    assert rest.losses[0][:2] == ("iter", kept) and math.isfinite(float(rest.losses[0][2]))
-
-
-def test_a_val_loss_of_nan_writes_no_checkpoint(train, tmp_path):
-    """With evaluations that see NaN where training does not."""
-    result = train(SMALL, out_dir=tmp_path, always_save_checkpoint=True, program="nan_in_evaluations.py")
-    assert ("step", 4, "nan", "nan") in result.losses
-    assert not (tmp_path / "ckpt.pt").exists() and not (tmp_path / "last.pt").exists()
-    assert "saving checkpoint" not in result.stdout
-    assert "last.pt is not written: the loss or its gradient is not finite" in result.lines
-
-
-def test_a_single_bad_step_is_skipped_and_the_run_goes_on(train, tmp_path):
-    """The gradient of iteration 5 is infinite. Nothing but that step is missing."""
-    result = train(SMALL, out_dir=tmp_path, program="infinite_gradient.py", env={"NTH": 6})
-    assert "iter 5: 1 steps skipped, their gradients were not finite" in result.lines
-    assert result.stdout.count("steps skipped") == 1 and len(result.losses) == 17 + 5
-    last = ckpt.load(str(tmp_path / "last.pt"))
-    assert last["iter_num"] == 17 and last["optimizer"]["state"][0]["step"] == 16
-    assert all(torch.isfinite(w).all() for w in last["model"].values())
-
-
-def test_a_skipped_step_leaves_weights_count_and_moments_as_they_were():
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16, bias=True))
-    optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), "cpu")
-
-    def state():
-        moments = [v for s in optimizer.state_dict()["state"].values() for v in s.values()]
-        return [t.clone() for t in [*model.state_dict().values(), *moments]]
-
-    def step(bad):
-        model(torch.randint(11, (2, 8)), torch.randint(11, (2, 8)))[1].backward()
-        if bad:
-            model.transformer.ln_f.weight.grad[3] = bad
-        optimizer.found_inf = torch.tensor(float(bool(bad)))
-        optimizer.step()
-        optimizer.zero_grad()
-
-    step(None)
-    before = state()
-    assert len(before) == len(model.state_dict()) + 3 * len(list(model.parameters()))
-    for bad in (math.nan, math.inf, -math.inf):
-        step(bad)
-        assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
-    step(None)
-    after = state()
-    assert all(torch.isfinite(t).all() for t in after)
-    assert not any(torch.equal(a, b) for a, b in itertools.islice(zip(before, after, strict=True), 3))
-
-
-# ----------------------------------------------------------------------------------------------
 # what is said of a learning rate that does not do what it looks like, and of a run without its optimizer's state
 
 
-SCHEDULE = dict(decay_lr=True, learning_rate=1e-3, warmup_iters=10, lr_decay_iters=100, max_iters=100, min_lr=0.0,
-                eval_only=False)  # fmt: skip
+SCHEDULE = dict(
+    learning_rate=1e-3, warmup_iters=10, lr_decay_iters=100, max_iters=100, min_lr=0.0, max_seconds=0.0
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("change, parts", [
@@ -204,13 +91,21 @@ SCHEDULE = dict(decay_lr=True, learning_rate=1e-3, warmup_iters=10, lr_decay_ite
     (dict(warmup_iters=100), ["warm-up of 100 iterations does not end before max_iters = 100", "--warmup_iters="]),
     (dict(warmup_iters=2000, lr_decay_iters=50), ["warm-up of 2000", "never reaches 0.001"]),
     (dict(warmup_iters=99), None),
-    (dict(decay_lr=False, lr_decay_iters=5, warmup_iters=200), None),  # a constant rate has neither
     (dict(max_iters=0, warmup_iters=0), None),
+    (dict(max_seconds=60.0), None),
 ])  # fmt: skip
 def test_a_schedule_that_does_not_fit_the_run_is_said(change, parts):
-    remark = schedule_remark(SCHEDULE | change, by_clock=False)
+    remark = schedule_remark(**SCHEDULE | change)
     assert (remark is None) == (parts is None)
     assert all(part in remark for part in parts or [])
+
+
+def test_a_rate_that_followed_the_clock_in_older_versions_is_one_line_that_says_what_to_do(train, tmp_path):
+    out_dir = tmp_path / "out"
+    line = error_line(train(TINY, out_dir=out_dir, lr_decay_iters=0, max_seconds=5, expect=2))
+    assert "does not follow the clock any more: give the iteration at which the decay ends" in line
+    assert not out_dir.exists()
+    train(TINY, out_dir=out_dir, lr_decay_iters=0, max_seconds=5, decay_lr=False, max_iters=2)  # it has no decay
 
 
 def test_a_run_that_is_resumed_beyond_its_schedule_is_told_from_which_iteration_the_rate_is_min_lr(run, tmp_path):
@@ -246,48 +141,28 @@ def test_a_checkpoint_without_optimizer_state_is_one_line_that_names_the_way_to_
     assert "no optimizer state" in line and f"--init_from={tmp_path / 'out'}" in line
 
 
-# ----------------------------------------------------------------------------------------------
-# optimizers in versions of torch that lack Muon, or the wrappers around an optimizer's methods
-
-
-def loaded_again():
-    """nanogpt/optim.py as a torch gives it that lacks what the test has taken away."""
-    specification = importlib.util.spec_from_file_location("optim_again", ROOT / "nanogpt" / "optim.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def trained(module, optimizer):
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(8, 50, 2, 2, 16, 0.0, True))
-    made = module.make_optimizer(model, 0.1, 1e-2, (0.9, 0.95), "cpu", optimizer)
-    for _ in range(3):
-        x, y = torch.randint(50, (2, 4, 8))
-        model(x, y)[1].backward()
-        made.step()
-        made.zero_grad()
-    made.load_state_dict(made.state_dict())
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), made.state_dict()
-
-
-def test_muon_needs_none_of_torchs(monkeypatch):
-    weights, state = trained(optim, "muon")
-    reference = torch.optim.Muon([torch.nn.Parameter(torch.zeros(2, 2))], adjust_lr_fn="match_rms_adamw")
-    group, theirs = state["muon"]["param_groups"][0], reference.state_dict()["param_groups"][0]
-    given = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9, "params": group["params"]}
-    assert group == theirs | given  # checkpoints stay what they were
-    monkeypatch.delattr(torch.optim, "Muon")
-    assert torch.equal(trained(loaded_again(), "muon")[0], weights)
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_an_optimizer_whose_methods_have_no_wrappers_gives_the_same_weights(monkeypatch, optimizer):
-    weights, _ = trained(optim, optimizer)
-    for owner, names in (
-        (torch.optim.Optimizer, ("add_param_group", "zero_grad", "state_dict", "load_state_dict")),
-        (torch.optim.AdamW, ("step",)),
-    ):
-        for name in names:
-            monkeypatch.setattr(owner, name, inspect.unwrap(getattr(owner, name)))
-    assert torch.equal(trained(loaded_again(), optimizer)[0], weights)
+def test_a_resume_loads_the_state_of_older_versions_whose_muon_had_torchs_own_settings(optimizer):
+    batches = torch.randint(23, (4, 2, 4, 12), generator=torch.Generator().manual_seed(0))
+
+    def trained(steps, state=None, model=None):
+        model = model or small().train()
+        made = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), "cpu", optimizer)
+        if state:
+            restore_optimizer(made, torch.amp.GradScaler("cpu", enabled=False), {"optimizer": state}, "out/last.pt")
+        for x, y in batches[steps]:
+            model(x, y)[1].backward()
+            made.step()
+            made.zero_grad()
+        return model, made.state_dict()
+
+    whole, _ = trained(slice(4))
+    half, state = trained(slice(2))
+    state = copy.deepcopy(state)
+    if optimizer == "muon":
+        assert state["muon"]["param_groups"][0].keys() >= {"lr", "weight_decay", "momentum", "params"}
+        theirs = torch.optim.Muon([torch.zeros(2, 2, requires_grad=True)], adjust_lr_fn="match_rms_adamw")
+        del (settings := theirs.state_dict()["param_groups"][0])["params"]
+        state["muon"]["param_groups"][0] = settings | state["muon"]["param_groups"][0]
+    resumed, _ = trained(slice(2, 4), state, half)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))

@@ -118,7 +118,7 @@ def test_what_cannot_be_drawn_is_one_clear_error(plot, tmp_path):
             plot(str(tmp_path / "bad"))
     for arguments, message in (
         ([], "python tools/plot.py OUT_DIR"),
-        ([str(tmp_path / "none")], "no folder"),
+        ([str(tmp_path / "none")], "no log.csv in"),
         ([str(tmp_path / "bare")], "no log.csv in"),
         ([good, "--to=" + str(tmp_path / "x.nonsense")], "nonsense"),
     ):
@@ -133,33 +133,18 @@ def test_without_matplotlib_the_error_names_the_pip_install(plot, tmp_path, monk
 
 
 # ----------------------------------------------------------------------------------------------
-# tools/plot.py: the names it writes to, and the names that it shows
-
-
-pytest.importorskip("matplotlib")
-
-
-def write_short_log(folder):
-    folder.mkdir(exist_ok=True)
-    rows = [HEADER, "0,eval,4.0,4.1,0.001,,,,,0", "0,train,4.0,,0.001,1.0,5.0,100,,10", "10,eval,2.0,2.5,0.001,,,,,9"]
-    (folder / "log.csv").write_text("\n".join(rows) + "\n", newline="")
-    return str(folder)
+# the names it writes to, and the names that it shows
 
 
 @pytest.fixture
-def strict_plot(monkeypatch):
-    """plot(*arguments) -> the script's globals once it has run."""
+def strict_plot(plot):
+    """As `plot`, but a warning is an error."""
 
     def strict_plot(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tools/plot.py", *arguments])
         with warnings.catch_warnings(action="error"):
-            return runpy.run_path(str(ROOT / "tools" / "plot.py"), run_name="__main__")
+            return plot(*arguments)
 
     return strict_plot
-
-
-def shown(drawn):
-    return [text.get_text() for text in drawn["figure"].legends[1].get_texts()]
 
 
 @pytest.mark.parametrize("to, written", [
@@ -169,7 +154,7 @@ def shown(drawn):
 def test_the_name_that_is_reported_is_the_files(strict_plot, tmp_path, monkeypatch, capsys, to, written):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.b").mkdir()
-    out = write_short_log(tmp_path / "out")
+    out = write_log(tmp_path / "out")
     before = set(tmp_path.rglob("*"))
     strict_plot(out, f"--to={to}")
     assert capsys.readouterr().out == f"wrote {written}\n"
@@ -178,10 +163,10 @@ def test_the_name_that_is_reported_is_the_files(strict_plot, tmp_path, monkeypat
 
 @pytest.mark.parametrize("name", ["a$b$c", "$x", "cost-$5", r"$\nonsense{$", "$$", "_hidden", "a_b^c", r"a\b"])
 def test_a_folders_name_is_shown_as_it_is(strict_plot, tmp_path, name):
-    out = write_short_log(tmp_path / name)
-    drawn = strict_plot(out, write_short_log(tmp_path / "other"), f"--to={tmp_path / 'x.svg'}")
+    out = write_log(tmp_path / name)
+    drawn = strict_plot(out, write_log(tmp_path / "other"), f"--to={tmp_path / 'x.svg'}")
     best = ": best val loss 2.5000 at iteration 10"
-    assert shown(drawn) == [name + best, "other" + best]
+    assert runs_legend(drawn) == [name + best, "other" + best]
     # the picture has the text in a comment above the shapes of its letters
     comments = re.findall("<!-- (.*?) -->", (tmp_path / "x.svg").read_text())
     assert name + best in comments
@@ -191,3 +176,37 @@ def test_a_plot_without_a_folder_shows_the_command_as_typed_from_there(strict_pl
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"python (\.\./)+.*tools/plot.py OUT_DIR"):
         strict_plot()
+
+
+# ----------------------------------------------------------------------------------------------
+# columns that only some logs have
+
+
+def test_the_norms_are_drawn_beneath_and_of_a_long_run_the_largest_ones(plot, tmp_path):
+    folder = tmp_path / "a"
+    write_log(folder, train=4000)
+    rows = (folder / "log.csv").read_text().replace("3,train,3.99925,,0.003,1.0,", "3,train,3.99925,,0.003,50.0,")
+    (folder / "log.csv").write_text(rows)
+    drawn = plot(str(folder), "--norm=True")
+    [curve] = drawn["norm_axes"].get_lines()
+    assert len(curve.get_ydata()) == 400 and max(curve.get_ydata()) == 50.0 and sorted(curve.get_ydata())[-2] == 1.0
+
+
+def test_a_run_that_an_older_version_took_back_is_drawn_as_it_went_on(plot, tmp_path):
+    """Rows `undone` and `back` are what it has undone."""
+    undone = "6,undone eval,9.0,9.5,0.001,,,,,6\r\n6,undone train,9.0,,0.001,1.0,5.0,100,,6\r\n0,back (seed 7),,,,,,,,\r\n"
+    assert lines(plot(write_log(tmp_path / "a", tail=undone))) == lines(plot(write_log(tmp_path / "b")))
+
+
+def test_bits_per_byte_replace_nats(plot, tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    rows = [HEADER + ",val_bpb", "0,eval,4.0,4.0,0.001,,,,,0,2.0", "0,train,3.0,,0.001,1.0,5.0,100,,10,"]
+    rows += ["10,eval,2.0,3.0,0.001,,,,,9,1.5"]
+    (folder / "log.csv").write_text("\n".join(rows) + "\n")
+    drawn = plot(str(folder), "--bpb=True")
+    batches, train, val, _ = lines(drawn)
+    assert val == ([0, 10], [2.0, 1.5]) and train == ([0, 10], [2.0, 1.0]) and batches == ([0], [1.5])
+    assert runs_legend(drawn) == ["a: best val loss 1.5000 bits per byte at iteration 10"]
+    with pytest.raises(UserError, match="has no bits per byte"):
+        plot(write_log(tmp_path / "b"), "--bpb=True")

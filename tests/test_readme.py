@@ -37,9 +37,9 @@ def commands_in(block):
 
 
 def commands():
-    """Each command that a reader may type: README's, then those of docs/ by name, then CONTRIBUTING.md's."""
+    """Each command that a reader may type, once: README's, then those of docs/ by name, then CONTRIBUTING.md's."""
     found = [block for path in [README, *DOCS] for block in blocks(path, "sh")] + blocks(CONTRIBUTING, "bash")
-    return [command for block in found for command in commands_in(block)]
+    return list(dict.fromkeys(command for block in found for command in commands_in(block)))
 
 
 def requirements_are_met(command, project):
@@ -82,8 +82,8 @@ NOT_RUN = [
     (r"pip install .*", "needs the network", requirements_are_met),
     (r"python data/openwebtext/prepare\.py.*", "fetches 53 GB", settings_parse),
     (r"(\w+=\S+ )*torchrun .*--nnodes=.*", "needs several machines", settings_parse),
-    (r"python tests/bench\.py.*", "takes minutes to hours, and its timings want a quiet machine", is_a_program),
-    (r"python tests/gpu_check\.py.*", "needs a GPU", is_a_program),
+    (r"python tools/bench\.py.*", "takes minutes to hours, and its timings want a quiet machine", is_a_program),
+    (r"python tools/gpu_check\.py.*", "needs a GPU", is_a_program),
     (r"lm_eval .*", "needs a library of 1.8 GB, and the network", None),
     (r"python -m pytest .*|ruff check \.|\.ci/run", "these tests are a part of it", None),
 ]
@@ -103,11 +103,11 @@ RUN = [
     (r"python sample\.py .*--init_from=gpt2.*", f"{FROM_GPT2} --max_new_tokens=20"),
     (r"python data/\w+/prepare\.py.*", ""),
     (r"python train\.py .*--init_from=(resume|auto).*", f"{ONCE} --max_iters=4"),
-    (r"python train\.py.*--help", ""),
     (r"python train\.py.*", SIZES),
     (r"(\w+=\S+ )*torchrun --standalone .*train\.py.*", SIZES),
     (r"(echo .*\| *)?python sample\.py.*", "--device=cpu --max_new_tokens=20"),
     (r"python tools/(plot|export)\.py.*", ""),
+    (r"mv \S+\.pt \S+\.pt", ""),
 ]
 
 
@@ -125,7 +125,8 @@ def test_every_command_inside_a_sentence_takes_its_settings(project):
     for path in [README, *DOCS, CONTRIBUTING]:
         text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
         for command in re.findall(r"`((?:python|torchrun) [^`]*\.py[^`]*)`", text.replace("\n", " ")):
-            (is_a_program if " tests/" in command else settings_parse)(command, project)
+            own_arguments = re.search(r" (tests/|tools/(bench|gpu_check)\.py)", command)  # no settings of a config
+            (is_a_program if own_arguments else settings_parse)(command, project)
 
 
 def test_the_slurm_script_starts_a_run_whose_settings_fit(project):

@@ -4,11 +4,15 @@ import csv
 import json
 import shlex
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import TINY, error_line, flags, tree
 
 from nanogpt import run_log
+from nanogpt.distributed import Processes
 from nanogpt.progress import Progress
 from nanogpt.run_log import read_log
 
@@ -24,7 +28,23 @@ def test_log_csv_has_a_row_for_each_printed_loss(synthetic_run):
     assert found == synthetic_run[1].losses
 
 
-LOG_HEADER = ",".join(run_log.RunLog.columns) + "\n"
+COLUMNS = "iter,kind,train_loss,val_loss,lr,grad_norm,ms,tokens_per_s,mfu,tokens_seen,val_bpb".split(",")
+HEADER = ",".join(COLUMNS)
+
+
+def log_of(folder, iter_num=0, evaluated=False, **wandb):
+    """The RunLog of a run in `folder` that goes on at `iter_num`; with W&B where that has settings."""
+    run_folder = SimpleNamespace(out_dir=str(folder), writes=True, processes=SimpleNamespace(say=print))
+    return run_log.RunLog(run_folder, iter_num, evaluated, False, bool(wandb), wandb or {"id": None})
+
+
+def continued(folder, log, iter_num=20, evaluated=False):
+    """The lines of log.csv, which had the bytes `log`, after a run goes on at `iter_num`."""
+    (folder / "log.csv").write_bytes(log)
+    log_of(folder, iter_num, evaluated)
+    header, *lines = (folder / "log.csv").read_text(encoding="utf-8").splitlines()
+    assert header == HEADER
+    return lines
 
 
 @pytest.mark.parametrize(
@@ -43,29 +63,74 @@ LOG_HEADER = ",".join(run_log.RunLog.columns) + "\n"
 )
 def test_a_torn_log_loses_its_torn_rows_alone(tmp_path, tail):
     whole = [f"{i},train,4.1,,0.01,1.0,3.0,100,,{64 * (i + 1)}," for i in range(9)]
-    (tmp_path / "log.csv").write_bytes((LOG_HEADER + "\n".join(whole) + "\n").encode() + tail)
-    run_log.RunLog(str(tmp_path), 20, False)
-    assert (tmp_path / "log.csv").read_text().split() == [LOG_HEADER.strip(), *whole]
+    assert continued(tmp_path, "\n".join([HEADER, *whole, ""]).encode() + tail) == whole
+
+
+def test_a_quote_that_is_cut_swallows_no_later_row(tmp_path):
+    rows = [f"{i},train,4.1,,0.01,1.0,3.0,100,,{64 * (i + 1)}," for i in range(3)]
+    torn = [rows[0], '"1,train,4', rows[1], rows[2], ""]
+    assert continued(tmp_path, "\n".join([HEADER, *torn]).encode()) == rows
 
 
 def test_a_log_from_before_a_column_was_added_is_continued(tmp_path):
-    columns = run_log.RunLog.columns
-    old, row = ",".join(columns[:-1]), "3,eval,2.1,2.2,0.01,,,100,,64"
-    (tmp_path / "log.csv").write_text(f"{old}\n{row}\n")
-    run_log.RunLog(str(tmp_path), 20, False).write(iter=20, kind="eval", val_loss=2.0, val_bpb=1.5)
+    row = "3,eval,2.1,2.2,0.01,,,100,,64"
+    (tmp_path / "log.csv").write_text(f"{','.join(COLUMNS[:-1])}\n{row}\n")
+    log_of(tmp_path, 20).write(iter=20, kind="eval", val_loss=2.0, val_bpb=1.5)
     kept, new = read_log(tmp_path / "log.csv")
-    assert kept == dict(zip(columns, row.split(",") + [""], strict=True)) and new["val_bpb"] == "1.5"
+    assert kept == dict(zip(COLUMNS, row.split(",") + [""], strict=True)) and new["val_bpb"] == "1.5"
 
 
-@pytest.mark.parametrize("garbage", [b"", b"\xff\xfe\x00garbage", b"a,b\n1,2\n", b"iter\n3\n20\n", b"\n\n,,,\n"])
-def test_a_log_that_is_none_is_begun_anew(tmp_path, garbage):
-    (tmp_path / "log.csv").write_bytes(garbage)
-    run_log.RunLog(str(tmp_path), 20, True)
-    assert (tmp_path / "log.csv").read_text().split() == [LOG_HEADER.strip()]
+def test_rows_that_an_older_version_has_undone_stay(tmp_path):
+    """Iterations 0 to 2, back to 1, 1 and 2 again; the resume is at 2."""
+    old = [
+        "0,eval,4,4.5,0.1,,,,,,", "0,train,4,,0.1,1,,,,,", "1,undone train,3,,0.1,2,,,,,",
+        "2,undone eval,8,8.5,0.1,,,,,,", "2,undone train,9,,0.1,50,,,,,", "1,back (seed 7),,,,,,,,,",
+        "1,train,3.1,,0.1,2.5,,,,,", "2,eval,2,2.5,0.1,,,,,,", "2,train,2.1,,0.1,9,,,,,",
+    ]  # fmt: skip
+    log = "\n".join([HEADER, *old, ""]).encode()
+    assert continued(tmp_path, log, 2, False) == old[:-2]
+    assert continued(tmp_path, log, 2, True) == old[:-1]
+
+
+@pytest.mark.parametrize("log", [
+    f"\ufeff{HEADER}\r\n3,train,4.1,,0.01,1.0,3.0,100,,64,\r\n",
+    "\n".join([", ".join(f'"{name}"' for name in COLUMNS), '"3", "train", "4.1", , 0.01, 1.0, 3.0, 100, , 64, ', ""]),
+], ids=["byte order mark", "quotes and blanks"])  # fmt: skip
+def test_a_log_that_a_spreadsheet_has_saved_is_continued(tmp_path, log):
+    assert continued(tmp_path, log.encode()) == ["3,train,4.1,,0.01,1.0,3.0,100,,64,"]
+
+
+@pytest.mark.parametrize("other", [b"\xff\xfe\x00garbage", b"a,b\n1,2\n", b"iter\n3\n20\n", b"\n\n,,,\n", b"iter;kind\n"])
+def test_a_file_that_is_no_log_is_kept_under_another_name(tmp_path, capsys, other):
+    assert continued(tmp_path, other) == []
+    [kept] = [path for path in tmp_path.iterdir() if path.name != "log.csv"]
+    assert kept.read_bytes() == other and f"it is kept as {kept}" in capsys.readouterr().out
+
+
+def test_an_empty_log_is_begun(tmp_path):
+    assert continued(tmp_path, b"") == [] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_log_that_cannot_be_written_any_more_is_said_once_and_the_run_goes_on(tmp_path, capsys, monkeypatch):
+    rows = []
+    monkeypatch.setitem(sys.modules, "wandb", wandb_module(rows.append))
+    log = log_of(tmp_path, project="p", name="n", config={}, id=None)
+    log.loggers["log.csv"].file.close()  # stands for a disk that is full
+    for n in range(3):
+        log.write(iter=n, kind="train", train_loss=4.0)
+    said = capsys.readouterr().out
+    assert said.count("log.csv cannot be written any more") == 1 == said.count("\n")
+    assert [row["iter"] for row in rows] == [0, 1, 2]
 
 
 # ----------------------------------------------------------------------------------------------
 # TensorBoard, Weights & Biases
+
+
+def wandb_module(log):
+    """Stands for the library wandb in this process."""
+    run = SimpleNamespace(id="run-7", log=log, define_metric=lambda *names, **options: None)
+    return SimpleNamespace(init=lambda **options: run)
 
 
 @pytest.mark.parametrize("setting, library", [("wandb_log", "wandb"), ("tensorboard_log", "tensorboard")])
@@ -164,16 +229,13 @@ def test_the_commands_of_a_finished_run_can_be_pasted(run, tmp_path):
 
 
 def test_the_command_of_a_stopped_run_can_be_pasted(tmp_path, monkeypatch):
-    import torch
-
-    from nanogpt.run_log import stopped_lines
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "My Runs").mkdir()
-    [line] = stopped_lines("My Runs", 3)
-    assert "type:" not in line  # nothing was saved
+    progress = Progress({}, 3, 64, Processes(), 5, 0, 0.0)
+    [line] = run_log.last_lines("My Runs", progress, 3, "cpu")
+    assert line.endswith("is none, as nothing was saved yet")
     torch.save({"model": {}, "model_args": {}, "iter_num": 3, "config": {}}, tmp_path / "My Runs" / "last.pt")
-    [line] = stopped_lines("My Runs", 3)
+    [line] = run_log.last_lines("My Runs", progress, 3, "cpu")
     assert words(line)[2:] == ["--init_from=resume", "--out_dir=My Runs"]
 
 
@@ -185,30 +247,24 @@ def test_plain_names_are_printed_as_ever(run, tmp_path, project):
     ]
 
 
-def test_wandb_gets_nanogpts_keys_at_evaluations(tmp_path):
-    class Wandb:
-        rows = []
-
-        def log(self, row):
-            self.rows.append(row)
-
-    log = run_log.RunLog(str(tmp_path), 0, False)
-    log.wandb = Wandb()
+def test_wandb_gets_nanogpts_keys_at_evaluations(tmp_path, monkeypatch):
+    rows = []
+    monkeypatch.setitem(sys.modules, "wandb", wandb_module(rows.append))
+    log = log_of(tmp_path, project="p", name="n", config={}, id=None)
     log.write(iter=0, kind="eval", train_loss=4.0, val_loss=4.1, lr=1e-3)
     log.write(iter=0, kind="train", train_loss=3.9, lr=1e-3, mfu=None)
     log.write(iter=1, kind="train", train_loss=3.8, lr=1e-3, mfu=0.25)
     log.write(iter=2, kind="eval", train_loss=3.0, val_loss=3.1, lr=2e-3)
     # nanoGPT's train.py logs {"iter", "train/loss", "val/loss", "lr", "mfu": running_mfu * 100}
-    first, *_, last = log.wandb.rows
+    first, *_, last = rows
     wanted = {"iter": 2, "train/loss": 3.0, "val/loss": 3.1, "lr": 2e-3, "mfu": 25.0}
     assert {key: last[key] for key in wanted} == wanted
     assert first["val/loss"] == 4.1 and "mfu" not in first
-    assert all("val/loss" not in row for row in log.wandb.rows[1:3])
+    assert all("val/loss" not in row for row in rows[1:3])
 
 
 def test_a_run_that_was_never_evaluated_on_its_data_has_no_best_val_loss_to_print():
-    config = dict(max_iters=5, eval_interval=1, save_interval=0, patience=0, max_seconds=0.0, decay_lr=False)
-    progress = Progress({}, 0, config | {"lr_decay_iters": 5}, 64, None)
+    progress = Progress({}, 0, 64, Processes(), 5, 0, 0.0)
     line = run_log.last_lines("out", progress, 6, "cpu")[0]
     assert line.startswith("no val loss yet, 0 tokens seen") and "inf" not in line
     progress.note_evaluation({"val": 2.5, "val_bpb": 1.25}, 4)

@@ -11,7 +11,7 @@ from collections import Counter
 import psutil
 import pytest
 import torch
-from conftest import LONGER, ONE_THREAD, SMALL, SYNTHETIC, TINY, flags, parse, rows, tree
+from conftest import IN_BFLOAT16, SMALL, SYNTHETIC, TINY, flags, parse, rows, tree
 from reference import losses_of_a_run
 from runs import DEFAULTS, TOKENS, assert_near, assert_same_losses, golden, load, val_losses
 
@@ -24,17 +24,19 @@ def test_losses_equal_nanogpts_on_the_synthetic_tokens(synthetic_run):
     assert_same_losses(synthetic_run[1].losses, golden("synthetic.csv"))
 
 
-def test_losses_equal_nanogpts_on_tiny_shakespeare(run, own_project, shared, tmp_path):
+@pytest.mark.parametrize("iterations", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_losses_equal_nanogpts_on_tiny_shakespeare(run, own_project, shared, tmp_path, iterations):
     folder = own_project / "data" / "shakespeare_char"
     shutil.copy(shared / "tinyshakespeare" / "input.txt", folder)
     run("data/shakespeare_char/prepare.py", project=own_project)
     settings = dict(
-        n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, dropout=0.0, max_iters=300, lr_decay_iters=2000,
-        eval_interval=100, eval_iters=20, log_interval=1, device="cpu", dtype="float32", compile=False, peak_flops=1e12,
+        n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, dropout=0.0, max_iters=iterations,
+        lr_decay_iters=2000, eval_interval=100, eval_iters=20, log_interval=1, device="cpu", dtype="float32",
+        compile=False, peak_flops=1e12, out_dir=tmp_path / "out",
     )  # fmt: skip
-    arguments = flags(settings, out_dir=tmp_path / "out")
-    result = run("train.py", "config/train_shakespeare_char.py", *arguments, project=own_project)
-    assert_same_losses(result.losses, golden("shakespeare_cpu.csv"))
+    result = run("train.py", "config/train_shakespeare_char.py", *flags(settings), project=own_project)
+    expected = [line for line in golden("shakespeare_cpu.csv") if line[1] <= iterations]
+    assert_same_losses(result.losses, expected)
 
 
 OTHERS = {
@@ -65,7 +67,8 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(synthetic_run):
 
 
 def test_a_constant_learning_rate_has_no_warm_up(run, tmp_path):
-    run("train.py", *flags(TINY, decay_lr=False, max_iters=3, out_dir=tmp_path))
+    result = run("train.py", *flags(TINY, decay_lr=False, max_iters=3, warmup_iters=9, out_dir=tmp_path))
+    assert "warm-up" not in result.stdout
     with open(tmp_path / "log.csv", newline="") as f:
         assert {float(row["lr"]) for row in csv.DictReader(f)} == {1e-2}
 
@@ -79,7 +82,7 @@ def test_dropout_changes_the_losses_but_not_the_batches(run, tmp_path):
     assert last[0] != last[1] and abs(last[0] - last[1]) < 0.2
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=IN_BFLOAT16)])
 def test_recompute_changes_no_printed_loss_and_no_row_of_the_log(train, tmp_path, dtype):
     settings = SMALL | dict(n_layer=2, dropout=0.2, dtype=dtype)
     plain, recomputed = (train(settings, recompute=r, out_dir=tmp_path / str(r)) for r in (False, True))
@@ -89,20 +92,14 @@ def test_recompute_changes_no_printed_loss_and_no_row_of_the_log(train, tmp_path
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_bfloat16_learns_as_float32_does(run, tmp_path):
-    steps = {}
-    for dtype in ("float32", "bfloat16"):
-        result = run("train.py", *flags(LONGER, dtype=dtype, out_dir=tmp_path / dtype))
-        assert f", {dtype}, compile False" in result.stdout
-        steps[dtype] = val_losses(result)
-    assert steps["bfloat16"] == pytest.approx(steps["float32"], abs=0.05) and steps["float32"][-1] < 2.5
-
-
-def test_float16_on_a_cpu_scales_its_loss_and_learns(run, tmp_path):
-    settings = TINY | dict(dtype="float16", max_iters=40, lr_decay_iters=40, eval_interval=10)
-    result = run("train.py", *flags(settings, out_dir=tmp_path / "out"))
-    assert val_losses(result)[-1] < val_losses(result)[0] - 0.3
-    assert load(tmp_path / "out" / "last.pt")["scaler"]["scale"] > 1
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=IN_BFLOAT16), "float16"])
+def test_half_precision_learns_as_float32_does(train, whole_run, tmp_path, dtype):
+    settings = TINY | dict(max_iters=40, lr_decay_iters=40, eval_interval=10)
+    expected = [float(line[3]) for line in whole_run(settings)[0] if line[0] == "step"]
+    result = train(settings, dtype=dtype, out_dir=tmp_path)
+    assert f", {dtype}, compile False" in result.stdout
+    assert val_losses(result) == pytest.approx(expected, abs=0.05) and expected[-1] < expected[0] - 0.3
+    assert (load(tmp_path / "last.pt")["scaler"].get("scale", 0) > 1) == (dtype == "float16")  # it scales its loss
 
 
 # ----------------------------------------------------------------------------------------------
@@ -118,7 +115,6 @@ def test_every_printed_line_has_its_form_and_place(run, tmp_path):
     start_up = r"1 x cpu, \d+ CPU threads each, float32, compile False, adamw, .*peak 0\.001 TFLOPS \(given\)"
     progress = r"\d+% done(, [\d,]+ tokens/s, \d:\d\d:\d\d left)?"
     saving = re.escape(f"saving checkpoint to {tmp_path / 'out'}")
-    norm = r"[\d.]+ at iteration \d"
     expected = [
         r"tokens per iteration will be: 64",
         r"found vocab_size = 61 \(inside data/synthetic/meta\.pkl\)",
@@ -129,7 +125,7 @@ def test_every_printed_line_has_its_form_and_place(run, tmp_path):
         *[STEP, progress, *[ITER] * 4],
         *[STEP, saving, progress, *[ITER] * 4],
         *[STEP, saving, progress, *[ITER] * 2],
-        rf"largest gradient norms: {norm}, {norm}, {norm}; skipped steps: 0, gone back: 0",
+        r"skipped steps: 0",
         rf"best val loss {NUMBER} at iteration 8, {NUMBER} bits per byte, 640 tokens seen, \d:\d\d:\d\d in all, at most .*",
         r"to see what it writes: python .*sample\.py --out_dir=.*",
         r"to see the curves: python .*plot\.py .*",
@@ -198,22 +194,15 @@ def test_eval_only_evaluates_once_and_writes_nothing(run, synthetic_run, project
     assert tree(tmp_path, project) == before
 
 
-@pytest.mark.parametrize("name, iteration", [("ckpt.pt", 150), ("last.pt", 151)])
-def test_eval_only_evaluates_at_whatever_iteration_the_checkpoint_is(run, synthetic_run, tmp_path, name, iteration):
-    """ckpt.pt was saved just after an evaluation: that one is done again, and no iteration is run."""
-    shutil.copy(synthetic_run[0] / name, tmp_path)
-    result = run("train.py", *flags(out_dir=tmp_path, init_from="resume", device="cpu", eval_only=True))
-    assert [line[:2] for line in result.losses] == [("step", iteration)]
-    assert float(result.losses[0][3]) == pytest.approx(1.6349, abs=0.05)  # golden/synthetic.csv; other batches here
-
-
 @pytest.mark.parametrize("name", ["last.pt", "ckpt.pt"])
 def test_eval_only_on_a_checkpoint_evaluates_once_and_writes_nothing(train, small_run, name):
     """From either file, of which ckpt.pt has its evaluation behind it, and at a run's end."""
     os.remove(small_run / ({"last.pt", "ckpt.pt"} - {name}).pop())
+    best = load(small_run / name)["best_val_loss"]
     before = tree(small_run)
     result = train(SMALL, out_dir=small_run, max_iters=8, init_from="resume", eval_only=True)
     assert [line[:2] for line in result.losses] == [("step", 9 if name == "last.pt" else 8)]
+    assert val_losses(result) == [pytest.approx(best, abs=0.1)]  # on other batches
     assert tree(small_run) == before
 
 
@@ -272,7 +261,7 @@ def test_a_run_that_compiles_nothing_does_not_import_the_compiler(run, tmp_path,
 @pytest.mark.slow
 def test_a_long_run_takes_no_more_memory_or_files_than_a_short_one(start, tmp_path):
     settings = SMALL | dict(max_iters=6000, eval_interval=250, save_interval=50, gradient_accumulation_steps=1)
-    running = start("train.py", *flags(settings, out_dir=tmp_path), env=ONE_THREAD)
+    running = start("train.py", *flags(settings, out_dir=tmp_path))
     running.wait_for("iter 1000:")
     process, seen = psutil.Process(running.process.pid), []
     while running.code is None:

@@ -1,12 +1,11 @@
-"""What a run will need, before it starts: parameters, FLOPs, memory, disk, data, time and money. Nothing is trained.
+"""What a run needs, before it starts: parameters, memory, disk, data, time and money.
 
     python tools/plan.py config/train_gpt2.py --gpu="A100" --count=8
-    python tools/plan.py config/train_shakespeare_cpu.py --measure=True --to=plan.png
+    python tools/plan.py config/train_shakespeare_cpu.py --measure=True
 
 It takes config files and all settings of train.py (python train.py --help). Without --gpu it plans for this machine.
 """
 
-import dataclasses
 import os
 import re
 import statistics
@@ -25,12 +24,13 @@ from data.folder import bin_path, dataset_folder, read_facts
 from data.tokens import Tokens
 from model import GPT, GPTConfig
 from nanogpt import device as devices
-from nanogpt import gpt2, planning
+from nanogpt import gpt2
 from nanogpt.checkpoint import has_run, peek
 from nanogpt.distributed import share_evenly
-from nanogpt.errors import ROOT, UserError, require
+from nanogpt.errors import ROOT, UserError
 from nanogpt.mfu import find_peak_flops, peak_from_table
 from nanogpt.run_folder import NOT_RESUMED
+from tools import planning
 
 # ---- settings, beside those of train.py --------------------------------------------------------------------------
 
@@ -40,7 +40,6 @@ vocab_size = 0  # token ids; 0: the dataset's, or 50304 as in train.py
 mfu = 0.0  # the share of the peak to expect, as a fraction of 1; 0: by planning.usual_mfu()
 measure = False  # run ten iterations here with these settings, and take their time
 dollars_per_hour = 0.0  # the price of all devices together
-to = ""  # a picture of this run beside the compute-optimal frontier, its kind by its name (.png, .svg, .pdf)
 
 TRAIN = os.path.join(ROOT, "train.py")
 of_train = {name: eval(default, {}) for name, (default, _) in documented(TRAIN).items()}  # such as `5 * 8`
@@ -63,25 +62,26 @@ run = SimpleNamespace(**namespace)
 micro_steps = share_evenly(run.gradient_accumulation_steps, run.count)
 if run.measure and (run.gpu or run.count > 1):
     raise UserError("--measure=True measures this machine, with one process: leave out --gpu and --count")
-if run.to:
-    require("--to", "matplotlib.figure")
 
 # ---- the model, without its memory -------------------------------------------------------------------------------
 
+# (n_layer, n_head, n_embd) of OpenAI's GPT-2
+GPT2_SIZES = {
+    "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600),
+}  # fmt: skip
 data_dir = dataset_folder(run.dataset)
 sizes = {name: namespace[name] for name in ("n_layer", "n_head", "n_embd", "bias", "block_size")}
-sizes["vocab_size"] = run.vocab_size or Tokens.of_dataset(data_dir).model_vocab_size
 if resumes or has_run(run.init_from):
-    sizes = (saved if resumes else peek(run.init_from))["model_args"]
-    sizes = {name: sizes[name] for name in ("n_layer", "n_head", "n_embd", "bias", "vocab_size", "block_size")}
-    sizes["block_size"] = min(run.block_size, sizes["block_size"])
-elif run.init_from in gpt2.NAMES:
-    sizes |= dict(zip(("n_layer", "n_head", "n_embd"), planning.GPT2_SIZES[run.init_from], strict=True))
+    sizes |= (saved if resumes else peek(run.init_from))["model_args"]
+elif run.init_from in GPT2_SIZES:
+    sizes |= zip(("n_layer", "n_head", "n_embd"), GPT2_SIZES[run.init_from], strict=True)
     sizes |= {"vocab_size": 50257, "bias": True}
 elif os.path.isdir(run.init_from):
-    found, _ = gpt2.find(run.init_from)
-    sizes = found | {"block_size": min(run.block_size, found["block_size"])}
-config = GPTConfig(dropout=run.dropout, **sizes)
+    sizes |= gpt2.find(run.init_from)[0]
+else:
+    sizes["vocab_size"] = run.vocab_size or Tokens.of_dataset(data_dir).model_vocab_size
+sizes |= {"block_size": min(run.block_size, sizes["block_size"]), "dropout": run.dropout}
+config = GPTConfig(**sizes)
 config.check()
 with torch.device("meta"), gpt2.WithoutInit():
     model = GPT(config)
@@ -91,102 +91,64 @@ tokens_per_iter = run.gradient_accumulation_steps * run.batch_size * config.bloc
 # ---- the device --------------------------------------------------------------------------------------------------
 
 if run.gpu:
-    device_type = "cuda"
-    where, auto_dtype, capacity = planning.find_gpu(run.gpu)
+    device_type, where = "cuda", run.gpu
+    auto_dtype, capacity = planning.find_gpu(run.gpu)
     dtype = auto_dtype if run.dtype == "auto" else devices.pick_dtype(run.dtype, "cuda")
-    peak, source = run.peak_flops or peak_from_table(where, dtype, tf32=True), where
+    peak, source = run.peak_flops or peak_from_table(run.gpu, dtype, tf32=True), run.gpu
     if not peak:
-        raise UserError(f"--dtype={dtype}: {where} is not fast at it; use float16")
+        raise UserError(f"--dtype={dtype}: {run.gpu} is not fast at it; use float16")
 else:
     device = devices.pick_device(run.device)
-    device_type = devices.set_up(device)
+    device_type, where = devices.set_up(device), f"this machine ({device})"
     dtype = devices.pick_dtype(run.dtype, device)
-    where = f"this machine ({device})"
     capacity = planning.host_memory()
     if device_type == "cuda":
         capacity = torch.cuda.get_device_properties(device).total_memory
     peak, source = find_peak_flops(run.peak_flops, device, dtype)
-setup = planning.Setup(
-    run.batch_size, micro_steps, run.count, "one process", run.recompute, run.optimizer, dtype, device_type,
-    run.dropout,
-)  # fmt: skip
-
-
-def number(n):
-    """Such as 124,373,760, or 3.1e+21 where it is too long to read."""
-    return f"{n:,.0f}" if n < 1e13 else f"{n:.3g}"
-
-
-def amount(n):
-    """Bytes as GiB, MiB or KiB."""
-    unit = next((k for k in (30, 20) if n >= 1 << k), 10)
-    return f"{n / (1 << unit):,.{2 if unit == 30 else 1}f} {'GiB' if unit == 30 else 'MiB' if unit == 20 else 'KiB'}"
 
 
 def table(rows):
     """Prints `rows`, lists of texts, the first text of each to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        print(" ", row[0].ljust(widths[0]), *rest)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        print(" ", first.ljust(widths[0]), *map(str.rjust, rest, widths[1:]))
+
+
+def mib(n):
+    return f"{n / 2**20:,.0f}"
 
 
 print(f"plan for {where}, {run.count} x {dtype}")
-
-# ---- parameters and FLOPs ----------------------------------------------------------------------------------------
-
 print(f"\nparameters: {parameters:,}")
 table([[kind, f"{n:,}"] for kind, n in planning.parameters_by_kind(model).items()])
-flops = planning.flops_by_kind(model)
-definition = flops["6N"] + flops["attention"]
-KINDS = (("6N: parameters, without positions", "6N"), ("attention", "attention"), ("(the head, within 6N)", "head"))
-print(f"\nFLOPs an iteration of {tokens_per_iter:,} tokens: {number(definition * tokens_per_iter)}, of which")
-table([[kind, number(flops[name] * tokens_per_iter), f"{flops[name] / definition:.1%}"] for kind, name in KINDS])
-print(f"  the exact count of all matrix products is {number(flops['products'] * tokens_per_iter)}: 6N + attention is "
-      f"{definition / flops['products'] - 1:+.3%} from it")  # fmt: skip
-added = planning.recompute_flops(config, run.dropout)
-print(f"  --recompute=True adds {number(added * tokens_per_iter)} ({added / definition:.0%}), which MFU does not count")
 
-# ---- memory and disk ---------------------------------------------------------------------------------------------
+# ---- memory, disk and data ---------------------------------------------------------------------------------------
 
-ways = ["one process", "ddp", "fsdp"] if run.count > 1 else ["one process"]
-columns = {}
-for way in ways:
-    for again in (False, True):
-        alone = way == "one process"
-        one = dataclasses.replace(
-            setup, sharding=way, recompute=again, processes=1 if alone else run.count,
-            micro_steps=run.gradient_accumulation_steps if alone else micro_steps,
-        )  # fmt: skip
-        columns[way + ", recompute" * again] = one, planning.memory(config, parameters, one)
+setups = {}
+for sharding in ("ddp", "fsdp") if run.count > 1 else ("one process",):
+    for recompute in (False, True):
+        setups[sharding + ", recompute" * recompute] = planning.Setup(
+            run.batch_size, micro_steps, run.count, sharding, recompute, run.optimizer, dtype, device_type, run.dropout
+        )
+found = [planning.memory(config, parameters, setup) for setup in setups.values()]
 print(f"\nMiB on each device at the peak, batch_size {run.batch_size}, without what Python and torch hold before"
       f"{', and without torch.compile' * (device_type == 'cuda')}")  # fmt: skip
-kinds = list(dict.fromkeys(kind for _, found in columns.values() for kind in found))
-rows = [["", *columns]]
-rows += [[kind, *(f"{found.get(kind, 0) / 2**20:,.0f}" for _, found in columns.values())] for kind in kinds]
-rows.append(["sum", *(f"{sum(found.values()) / 2**20:,.0f}" for _, found in columns.values())])
+rows = [["", *setups]]
+rows += [[kind, *(mib(kinds.get(kind, 0)) for kinds in found)] for kind in found[-1]]
+rows.append(["sum", *(mib(sum(kinds.values())) for kinds in found)])
 if capacity:
-    free = capacity - planning.RESERVED[device_type == "cuda"]
-    fitting = [planning.largest_batch_size(config, parameters, one, free) for one, _ in columns.values()]
+    free = capacity - planning.RESERVED[device_type]
+    fitting = [planning.largest_batch_size(config, parameters, setup, free) for setup in setups.values()]
     rows.append([f"largest batch_size in {capacity / 2**30:.0f} GiB", *(str(n) if n else "none" for n in fitting)])
 table(rows)
-moments = 8 * parameters - (4 * 12 * config.n_layer * config.n_embd**2 if run.optimizer == "muon" else 0)
-print(f"\na checkpoint: {amount(4 * parameters + moments)}")
+print(f"\na checkpoint: {mib(found[0]['weights'] + found[0]['optimizer'])} MiB")
 facts = read_facts(data_dir)
-bins = [bin_path(data_dir, split, facts) for split in SPLITS]
-there = [os.path.getsize(path) for path in bins if os.path.exists(path)]
-print(f"the data: {amount(sum(there))}" if there else f"the data: {run.dataset} is not prepared here")
-
-# ---- tokens and loss ---------------------------------------------------------------------------------------------
-
+bins = [path for path in (bin_path(data_dir, split, facts) for split in SPLITS) if os.path.exists(path)]
+sizes_there = [os.path.getsize(path) for path in bins]
+print(f"the data: {mib(sum(sizes_there))} MiB" if bins else f"the data: {run.dataset} is not prepared here")
 tokens = tokens_per_iter * (run.max_iters + 1)
-passes = f", {tokens / (there[0] / dtype_in(bins[0]).itemsize):,.2f} passes over the data" if there else ""
-print(f"\ntokens in all: {number(tokens)} in {run.max_iters + 1:,} iterations{passes}")
-ratio = tokens / parameters
-shown = number(ratio) if ratio >= 100 else format(ratio, ".3g")
-print(f"tokens a parameter: {shown}; {planning.COMPUTE_OPTIMAL} is compute-optimal (Hoffmann et al. 2022)")
-loss = planning.expected_loss(parameters, tokens)
-print(f"loss by their formula: {loss:.2f} nats a token. A rough guess: their text, their 32,000 tokens, one pass")
+passes = f", {tokens / (sizes_there[0] / dtype_in(bins[0]).itemsize):,.2f} passes over the data" if bins else ""
+print(f"tokens in all: {tokens:,} in {run.max_iters + 1:,} iterations{passes}")
 
 # ---- time and money ----------------------------------------------------------------------------------------------
 
@@ -213,48 +175,8 @@ else:
     share = run.mfu or planning.usual_mfu(config.n_embd, device_type)
     seconds = planning.iteration_seconds(model, tokens_per_iter / run.count, peak, share, run.recompute)
     rule = "given" if run.mfu else "by rule for this width and kind of device"
-    print(f"\nan iteration: {seconds * 1000:,.1f} ms at {share:.0%} MFU ({rule}) of {peak / 1e12:.4g} TFLOPS", end="")
-    print(f" ({source})")
+    of_peak = f"{share:.0%} MFU ({rule}) of {peak / 1e12:.4g} TFLOPS ({source})"
+    print(f"\nan iteration: {seconds * 1000:,.1f} ms at {of_peak}")
 in_all = planning.run_seconds(seconds, run.max_iters, run.eval_interval, run.eval_iters / run.count, micro_steps)
-print(f"the run: {in_all / 3600:,.2f} hours, evaluations included, start-up and saves not", end="")
-print(f"; {in_all / 3600 * run.dollars_per_hour:,.2f} dollars" if run.dollars_per_hour else "")
-
-# ---- the picture -------------------------------------------------------------------------------------------------
-
-
-LEVELS = (1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0)
-
-
-def draw(path):
-    """Writes the picture: the loss by the formula over parameters and tokens, the optimal line, and this run."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.add_subplot(xlabel="parameters", ylabel="tokens", xscale="log", yscale="log")
-    low, high = min(parameters, tokens / 20) / 30, max(parameters, tokens / 20) * 30
-    n = [low * (high / low) ** (i / 99) for i in range(100)]
-    d = [20 * low / 30 * (900 * high / low) ** (i / 99) for i in range(100)]
-    losses = [[planning.expected_loss(a, b) for a in n] for b in d]
-    lines = axes.contour(n, d, losses, levels=LEVELS, cmap="viridis_r", linewidths=0.9)
-    axes.clabel(lines, fmt="%.2f", fontsize=8)
-    optimal = planning.COMPUTE_OPTIMAL
-    axes.plot(n, [optimal * a for a in n], color="black", label=f"compute-optimal: {optimal} tokens a parameter")
-    compute = 6 * parameters * tokens
-    axes.plot(n, [compute / 6 / a for a in n], "--", color="#0072b2", label=f"as many FLOPs as this run: {compute:.2g}")
-    best = (compute / 6 / optimal) ** 0.5
-    axes.plot(best, optimal * best, "o", color="#0072b2", label=f"the best use of them: {best:.2g} parameters")
-    label = f"this run: {parameters:.3g} parameters, {tokens:.3g} tokens"
-    axes.plot(parameters, tokens, "*", color="#d55e00", markersize=16, label=label)
-    axes.set(xlim=(n[0], n[-1]), ylim=(d[0], d[-1]))
-    axes.set_title("thin lines: loss in nats by the formula of Hoffmann et al. 2022, a rough guess", fontsize=10)
-    axes.grid(color="0.92")
-    axes.legend(loc="upper left", fontsize=9)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:  # a kind of picture that there is not
-        raise UserError(f"--to={path}: {error}") from None
-    print(f"wrote {path}")
-
-
-if run.to:
-    draw(run.to)
+cost = f"; {in_all / 3600 * run.dollars_per_hour:,.2f} dollars" if run.dollars_per_hour else ""
+print(f"the run: {in_all / 3600:,.2f} hours, evaluations included, start-up and saves not{cost}")

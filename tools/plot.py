@@ -4,7 +4,7 @@
     python tools/plot.py out-a out-b out-c --to=compare.png
     python tools/plot.py out-a --norm=True
 
-Where a run went back (spike_rewind), what this has undone is drawn faint. It may be called while a run is training.
+It may be called while a run is training.
 """
 
 import os
@@ -31,6 +31,7 @@ configure(globals(), positional=out_dirs.append)
 if not out_dirs:
     raise UserError(f"give the folder of a run, or of several: {command('tools/plot.py')} OUT_DIR ...")
 require("tools/plot.py", "matplotlib.figure")
+import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -38,65 +39,46 @@ POINTS = 400  # of a longer curve, this many means of consecutive points are dra
 # Okabe and Ito's colours, which colour-blind people can tell apart, in an order whose greys differ; a marker for each
 COLOURS = ("#000000", "#d55e00", "#56b4e9", "#0072b2", "#e69f00", "#009e73", "#cc79a7")
 MARKERS = "osD^vPX<"
-# settings that do not change a curve
-NO_MATTER = {"out_dir", "init_from", "eval_only", "save_interval", "always_save_checkpoint", "log_interval"}
-NO_MATTER |= {"tensorboard_log", "wandb_log", "wandb_project", "wandb_run_name", "backend", "peak_flops"}
+NO_MATTER = (  # settings that do not change a curve
+    "out_dir init_from eval_only save_interval always_save_checkpoint log_interval tensorboard_log wandb_log "
+    "wandb_project wandb_run_name backend peak_flops"
+).split()
 
 
 def curves(out_dir):
-    """{kind: {column: array}} of out_dir/log.csv, the kinds being train and eval; UserError where there is none.
-
-    "undone" has a list of such dicts, one for each time that the run went back. Each begins with the evaluation that
-    the run went back to."""
+    """{kind: {column: array}} of out_dir/log.csv, the kinds being train and eval; UserError where there is none."""
     path = os.path.join(out_dir, "log.csv")
-    if not os.path.isdir(out_dir):
-        raise UserError(f"there is no folder {out_dir}")
     if not os.path.exists(path):
         raise UserError(f"there is no log.csv in {out_dir}, such as train.py writes there")
     try:
-        rows = read_log(path)
-        log = {kind: table(row for row in rows if row["kind"] == kind) for kind in ("train", "eval")}
-        log["undone"], start = [], 0
-        for i, row in enumerate(rows):
-            if row["kind"].startswith("back"):
-                good = [r for r in rows[:i] if r["kind"].endswith("eval") and r["iter"] == row["iter"]][-1:]
-                undone = [r for r in rows[start:i] if r["kind"].startswith("undone")]
-                evals = good + [r for r in undone if r["kind"].endswith("eval") and r not in good]
-                trains = (r for r in undone if r["kind"].endswith("train"))
-                log["undone"].append({"train": table(trains), "eval": table(evals)})
-                start = i
-    except (ValueError, KeyError):
+        rows = read_log(path) or []
+        log = {kind: table([row for row in rows if row["kind"] == kind]) for kind in ("train", "eval")}
+    except ValueError:
         raise UserError(f"{path} is not a log of train.py") from None
-    if bpb and rows:
-        in_bits_per_byte(log, path)
     if not rows:
-        with open(path, "rb") as f:
-            lines = f.read().count(b"\n")
-        raise UserError(f"{path} {'has no rows yet' if lines <= 1 else 'is not a log of train.py'}")
+        raise UserError(f"{path} has no rows yet, or is not a log of train.py")
+    if bpb:
+        in_bits_per_byte(log, path)
     return log
+
+
+def table(rows):
+    """{column: array} of rows of a log; NaN where a cell is empty, or an older log lacks the column."""
+    columns = ("iter", "train_loss", "val_loss", "lr", "grad_norm", "val_bpb")
+    return {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in columns}
 
 
 def in_bits_per_byte(log, path):
     """Replaces the losses in `log`, nats a token, by bits per byte. UserError if `path` has none.
 
     Only val losses were measured in both. A token of the training part has as many bytes as one of the val part."""
-    with np.errstate(all="ignore"):
-        factors = log["eval"]["val_bpb"] / log["eval"]["val_loss"]
-    if not np.isfinite(factors).any():
+    factors = log["eval"]["val_bpb"] / log["eval"]["val_loss"]
+    factors = factors[np.isfinite(factors)]
+    if not len(factors):
         raise UserError(f"{path} has no bits per byte: train.py counts them where the tokens' bytes are known")
-    factor = factors[np.isfinite(factors)].mean()
-    for part in (log, *log["undone"]):
-        part["train"]["train_loss"] *= factor
-        part["eval"]["train_loss"] *= factor
-        part["eval"]["val_loss"] = part["eval"]["val_bpb"]
-
-
-def table(rows):
-    """{column: array} of rows of a log; NaN where a cell is empty."""
-    rows = list(rows)
-    columns = {name: [row[name] for row in rows] for name in ("iter", "train_loss", "val_loss", "lr")}
-    columns |= {name: [row.get(name) for row in rows] for name in ("grad_norm", "val_bpb")}  # older logs lack them
-    return {name: np.array([float(cell or "nan") for cell in cells]) for name, cells in columns.items()}
+    log["train"]["train_loss"] *= factors.mean()
+    log["eval"]["train_loss"] *= factors.mean()
+    log["eval"]["val_loss"] = log["eval"]["val_bpb"]
 
 
 def labels(out_dirs, checkpoints):
@@ -107,22 +89,14 @@ def labels(out_dirs, checkpoints):
     names = [name for name in names if any(config.get(name) != known[0].get(name) for config in known)]
     texts = [", ".join(f"{name}={config[name]}" for name in names if name in config) for config in configs]
     folders = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]
-    twice = {text for text in texts if texts.count(text) > 1}
-    return [f"{text} ({folder})" if text and text in twice else text or folder
+    return [f"{text} ({folder})" if text and texts.count(text) > 1 else text or folder
             for text, folder in zip(texts, folders, strict=True)]  # fmt: skip
 
 
 def thin(x, y, of=np.mean):
     """The curve itself, or where it has more than POINTS points, that many means (or `of`) of consecutive ones."""
-    chunks = np.array_split(np.arange(len(x)), min(len(x), POINTS) or 1)
-    return [[f(values[chunk]) for chunk in chunks if len(chunk)] for f, values in ((np.mean, x), (of, y))]
-
-
-def draw_norms(log, colour, alpha):
-    """Draws the gradient norms, of consecutive ones the largest: a mean would hide a spike."""
-    finite = np.isfinite(log["grad_norm"])
-    x, y = log["iter"][finite], log["grad_norm"][finite]
-    norm_axes.plot(*thin(x, y, of=np.max), color=colour, linewidth=0.8, alpha=alpha)
+    parts = [[part for part in np.array_split(values, POINTS) if len(part)] for values in (x, y)]
+    return list(map(np.mean, parts[0])), list(map(of, parts[1]))
 
 
 logs = [curves(out_dir) for out_dir in out_dirs]
@@ -130,48 +104,42 @@ checkpoints = [ckpt.peek(out_dir) for out_dir in out_dirs]
 tokens = [Tokens.kept_in(each, out_dir) for each, out_dir in zip(checkpoints, out_dirs, strict=True) if each]
 if not bpb and any(one.same_as(other) is False for one, other in combinations(tokens, 2)):
     print("these runs have different tokens, so their losses do not compare: --bpb=True draws bits per byte")
+matplotlib.rcParams.update({"axes.grid": True, "grid.color": "0.92"})
 figure = Figure(figsize=(9, 8 if norm else 6), layout="constrained")
-axes, *beneath = figure.subplots(2, sharex=True, height_ratios=(3, 1)) if norm else [figure.add_subplot()]
-axes.set(xlabel="" if norm else "iteration", ylabel="loss (bits per byte)" if bpb else "loss (nats a token)")
+axes, *beneath = figure.subplots(1 + norm, sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + norm]).flat
+axes.set(ylabel="loss (bits per byte)" if bpb else "loss (nats a token)")
 for norm_axes in beneath:
-    norm_axes.set(xlabel="iteration", ylabel="gradient norm", yscale="log")
-    norm_axes.grid(color="0.92")
+    norm_axes.set(ylabel="gradient norm", yscale="log")
+(beneath or [axes])[0].set_xlabel("iteration")
 lr_axes = axes.twinx()
 lr_axes.set_ylabel("learning rate", color="0.5")
-lr_axes.tick_params(axis="y", colors="0.5")
+lr_axes.tick_params(colors="0.5")
+lr_axes.grid(False)
 axes.set_zorder(lr_axes.get_zorder() + 1)  # the losses over the learning rate
 axes.patch.set_visible(False)
-axes.grid(color="0.92")
 
 entries, texts = [], []
 for i, (log, label) in enumerate(zip(logs, labels(out_dirs, checkpoints), strict=True)):
     train, evals = log["train"], log["eval"]
     colour = COLOURS[i % len(COLOURS)]
-    every = max(1, len(evals["iter"]) // 16)
-    style = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 5, "markevery": every}
+    style = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
+    style["markevery"] = max(1, len(evals["iter"]) // 16)
     lr_axes.plot(*thin(train["iter"], train["lr"]), ":", color="0.75")
     axes.plot(*thin(train["iter"], train["train_loss"]), color=colour, linewidth=0.8, alpha=0.3)
     axes.plot(evals["iter"], evals["train_loss"], "--", linewidth=1.2, markerfacecolor="white", **style)
-    axes.plot(evals["iter"], evals["val_loss"], "-", linewidth=1.8, **style)
+    entries += axes.plot(evals["iter"], evals["val_loss"], linewidth=1.8, **style)
     if np.isfinite(evals["val_loss"]).any():
         best = np.nanargmin(evals["val_loss"])
         at, loss = evals["iter"][best], evals["val_loss"][best]
         axes.plot(at, loss, "*", color=colour, markersize=17, markeredgecolor="white", zorder=5)
         label += f": best val loss {loss:.4f}{' bits per byte' * bpb} at iteration {at:.0f}"
-    for undone in log["undone"]:
-        batches, evals = undone["train"], undone["eval"]
-        axes.plot(*thin(batches["iter"], batches["train_loss"]), color=colour, linewidth=0.8, alpha=0.12)
-        axes.plot(evals["iter"], evals["val_loss"], "-", color=colour, linewidth=1.8, alpha=0.35)
-    if norm:
-        draw_norms(train, colour, alpha=0.8)
-        for undone in log["undone"]:
-            draw_norms(undone["train"], colour, alpha=0.3)
-    entries.append(Line2D([], [], **style))
+    for norm_axes in beneath:  # of consecutive norms the largest: a mean would hide a spike
+        finite = np.isfinite(train["grad_norm"])
+        norm_axes.plot(*thin(train["iter"][finite], train["grad_norm"][finite], np.max), color=colour, linewidth=0.8)
     texts.append(textwrap.fill(label, 110))
-kinds = [("-", 1.8, "0.3", "val loss, star: the best"), ("--", 1.2, "0.3", "train loss, as evaluated"),
-         ("-", 0.8, "0.7", "loss of the training batches"), (":", 1.5, "0.75", "learning rate")]  # fmt: skip
-kinds += [("-", 1.8, "0.75", "undone: the run went back")] if any(log["undone"] for log in logs) else []
-kinds = [Line2D([], [], linestyle=line, linewidth=width, color=c, label=text) for line, width, c, text in kinds]
+kinds = [("-", "0.3", "val loss, star: the best"), ("--", "0.3", "train loss, as evaluated"),
+         ("-", "0.75", "loss of the training batches"), (":", "0.75", "learning rate")]  # fmt: skip
+kinds = [Line2D([], [], linestyle=line, color=grey, label=text) for line, grey, text in kinds]
 lr_axes.set_ylim(bottom=0)
 figure.legend(handles=kinds, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
 legend = figure.legend(entries, ["run"] * len(entries), loc="outside lower left", frameon=False, fontsize=9)

@@ -1,8 +1,7 @@
-"""Runs train.py, and harms it in $COUNT iterations from $AT on, unless the run has gone back $TIMES (1) times already.
+"""Runs train.py, and harms it in $COUNT iterations from $AT on.
 
 $INJECT says how: "random" puts random tokens in place of the batch; "huge" does that, and has the gradient $SCALE times
-as large; "ascent" turns the gradient around, so that the loss climbs. What is injected depends on the iteration alone:
-a run that is killed and resumed gets the same.
+as large. What is injected depends on the iteration alone: a run that is killed and resumed gets the same.
 """
 
 import os
@@ -14,36 +13,29 @@ import torch
 import model
 from nanogpt import guard
 
-KIND, AT, COUNT = os.environ["INJECT"], int(os.environ["AT"]), int(os.environ["COUNT"])
-TIMES = int(os.environ.get("TIMES", 1))
-SCALE = {"random": 1.0, "huge": float(os.environ.get("SCALE", 1000)), "ascent": -1.0}[KIND]
+AT, COUNT = int(os.environ["AT"]), int(os.environ["COUNT"])
+SCALE = {"random": 1.0, "huge": float(os.environ.get("SCALE", 1000))}[os.environ["INJECT"]]
 forward, Guard = model.GPT.forward, guard.StepGuard
-watched = {}
+iteration = 0
 
 
 class WatchedGuard(Guard):
-    def __init__(self, config, processes, scaler, saved):
-        super().__init__(config, processes, scaler, saved)
-        watched.update(guard=self, iter_num=saved.get("iter_num", 0))
+    def __init__(self, saved, *rest):
+        global iteration
+        super().__init__(saved, *rest)
+        iteration = saved.get("iter_num", 0)
 
-    def step(self, optim, grad_norm, iter_num):
-        super().step(optim, grad_norm, iter_num)
-        watched["iter_num"] = iter_num + 1
-
-    def go_back(self, iter_num, saved):
-        seed = super().go_back(iter_num, saved)
-        watched["iter_num"] = saved["iter_num"]
-        return seed
+    def step(self, *arguments):
+        global iteration
+        super().step(*arguments)
+        iteration += 1
 
 
 def harmed(self, idx, targets=None, **options):
-    at = watched["iter_num"]
-    if not (self.training and AT <= at < AT + COUNT and len(watched["guard"].went_back) < TIMES):
+    if not (self.training and AT <= iteration < AT + COUNT):
         return forward(self, idx, targets, **options)
-    if KIND != "ascent":
-        draw = torch.Generator().manual_seed(at)
-        ids = torch.randint(self.config.vocab_size, (2, *idx.shape), generator=draw).to(idx.device)
-        idx, targets = ids
+    draw = torch.Generator().manual_seed(iteration)
+    idx, targets = torch.randint(self.config.vocab_size, (2, *idx.shape), generator=draw).to(idx.device)
     logits, loss = forward(self, idx, targets, **options)
     return logits, loss + (SCALE - 1) * (loss - loss.detach())  # the printed loss stays, the gradient is scaled
 

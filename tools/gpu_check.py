@@ -1,9 +1,9 @@
 """Checks this trainer on the GPU of this machine, in about ten minutes, and prints what it found as a table.
 
-    python tests/gpu_check.py                             every part
-    python tests/gpu_check.py --only=golden,resume        these parts
-    python tests/gpu_check.py --peer=DIR                  nanoGPT's checkout in DIR runs beside, on the same card
-    python tests/gpu_check.py --device=cpu                the checks that make sense without a GPU
+    python tools/gpu_check.py                             every part
+    python tools/gpu_check.py --only=golden,resume        these parts
+    python tools/gpu_check.py --peer=DIR                  nanoGPT's checkout in DIR runs beside, on the same card
+    python tools/gpu_check.py --device=cpu                the checks that make sense without a GPU
 
 It needs no network and no data: the tokens come from a formula, the expected losses from tests/golden. Each part takes
 less than eight minutes. A row is `pass`, `fail`, `figure` (a measurement, which nothing is expected of) or `skip` (with
@@ -33,9 +33,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-TESTS = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(TESTS)
-HOOKS = os.path.join(TESTS, "gpu_hooks.py")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HOOKS = os.path.join(ROOT, "tools", "gpu_hooks.py")
 PART_SECONDS = 480  # no part may take longer
 
 # the settings of golden/synthetic.csv
@@ -105,7 +104,7 @@ class Output:
 
     @property
     def seen(self):
-        """What the instrument of tests/gpu_hooks.py saw."""
+        """What the instrument of tools/gpu_hooks.py saw."""
         return json.loads(re.findall(r"^seen: (.*)$", self.text, re.M)[-1])
 
 
@@ -245,7 +244,7 @@ def all_losses(run):
 
 def read_golden(name):
     found = {}
-    with open(os.path.join(TESTS, "golden", f"{name}.csv"), encoding="utf-8") as f:
+    with open(os.path.join(ROOT, "tests", "golden", f"{name}.csv"), encoding="utf-8") as f:
         for row in csv.DictReader(f):
             n = int(row["n"])
             if row["kind"] == "iter":
@@ -440,7 +439,7 @@ def sample(lab):
 def speed(lab, settings, what, data):
     """Figures of one model, with and without recompute, and of the peer."""
     if not lab.on_gpu:
-        yield Row(what, "skip", "figures of a GPU; tests/bench.py measures CPUs")
+        yield Row(what, "skip", "figures of a GPU; tools/bench.py measures CPUs")
         return
     tokens = settings["batch_size"] * settings["block_size"]
     times = {}

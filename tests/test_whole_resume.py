@@ -1,16 +1,15 @@
 """A resumed run prints what the run that was never stopped does, and takes its settings from the checkpoint."""
 
-import csv
-import re
 import shutil
-import signal
 
 import numpy as np
 import pytest
 import torch
-from conftest import LONGER, SMALL, SYNTHETIC, TESTS, TINY, error_line, flags, parse, tree, write_synthetic
+from conftest import (
+    SMALL, SYNTHETIC, TESTS, TINY, error_line, flags, one_failure, parse, rows, tree, write_synthetic,
+)  # fmt: skip
 from reference import losses_of_a_run
-from runs import DEFAULTS, TOKENS, as_nanogpt_saves, assert_close, assert_near, assert_same_losses, content, load
+from runs import DEFAULTS, TOKENS, as_nanogpt_saves, assert_close, assert_near, content, load
 
 from nanogpt import checkpoint as ckpt
 from nanogpt.run_log import read_log
@@ -18,55 +17,6 @@ from nanogpt.run_log import read_log
 
 # ----------------------------------------------------------------------------------------------
 # stopped and resumed
-
-KINDS = {
-    "float32": (signal.SIGINT, dict(gradient_accumulation_steps=1)),
-    "float32, dropout, accumulation": (signal.SIGTERM, dict(dropout=0.2, gradient_accumulation_steps=3)),
-    "bfloat16": (signal.SIGTERM, dict(dtype="bfloat16", gradient_accumulation_steps=1)),
-    "bfloat16, dropout, saves between": (signal.SIGINT, dict(dtype="bfloat16", dropout=0.2, save_interval=3)),
-    "float16": (signal.SIGTERM, dict(dtype="float16", n_layer=1, n_embd=16, block_size=16, batch_size=4)),
-    "order=epoch, dropout, accumulation": (signal.SIGTERM, dict(order="epoch", dropout=0.2, gradient_accumulation_steps=3)),
-    "muon, biases": (signal.SIGTERM, dict(optimizer="muon", bias=True, gradient_accumulation_steps=1)),
-}
-
-
-@pytest.mark.parametrize("number, kind", KINDS.values(), ids=KINDS.keys())
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(start, run, tmp_path, number, kind):
-    settings = LONGER | dict(max_iters=120) | kind  # enough for the signal to find it at work
-    whole = run("train.py", *flags(settings, out_dir=tmp_path / "whole")).losses
-    out_dir = tmp_path / "out"
-    first = start("train.py", *flags(settings, out_dir=out_dir))
-    first.wait_for("iter 10:")
-    first.signal(number)
-    first = first.end()
-    assert first.returncode == 128 + number and first.stderr == ""
-    at = re.search(r"stopped at iteration (\d+); the checkpoint to go on from is iteration (\d+)'s", first.lines[-1])
-    assert at and at[1] == at[2] and 10 < int(at[1]) <= settings["max_iters"]
-    second = run("train.py", f"--out_dir={out_dir}", "--init_from=resume", "--device=cpu")
-    assert f", {kind.get('dtype', 'float32')}, compile False, {kind.get('optimizer', 'adamw')}, " in second.stdout
-    assert first.losses + second.losses == whole
-    # and log.csv has no row twice
-    with open(out_dir / "log.csv", newline="") as f:
-        rows = [(row["kind"], int(row["iter"])) for row in csv.DictReader(f)]
-    assert rows == [({"step": "eval", "iter": "train"}[line[0]], line[1]) for line in whole]
-    ends = [load(folder / "last.pt")["model"] for folder in (out_dir, tmp_path / "whole")]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-
-
-@pytest.mark.slow
-def test_a_run_stopped_three_times_goes_on_as_if_it_had_not_been(start, run, tmp_path):
-    settings = LONGER | dict(dropout=0.1, eval_iters=30, eval_interval=4, max_iters=36)  # mostly evaluations
-    whole = run("train.py", *flags(settings, out_dir=tmp_path / "whole")).losses
-    joined, arguments = [], flags(settings, out_dir=tmp_path / "out")
-    for text in ("step 8:", "iter 15:", "step 28:"):
-        part = start("train.py", *arguments)
-        part.wait_for(text)
-        part.signal(signal.SIGTERM)
-        part = part.end()
-        assert part.returncode == 143, part.stderr
-        joined += part.losses
-        arguments = flags(out_dir=tmp_path / "out", init_from="resume", device="cpu")
-    assert joined + run("train.py", *arguments).losses == whole
 
 
 def test_a_finished_run_goes_on_to_a_larger_max_iters(run, tmp_path):
@@ -77,14 +27,6 @@ def test_a_finished_run_goes_on_to_a_larger_max_iters(run, tmp_path):
     assert "max_iters is now 16 (the run had 9)" in second.lines
 
 
-def test_resume_at_max_iters_says_so_and_changes_nothing(run, synthetic_run, tmp_path):
-    shutil.copytree(synthetic_run[0], tmp_path / "out")
-    before = tree(tmp_path)
-    result = run("train.py", *flags(out_dir=tmp_path / "out", init_from="resume", device="cpu"))
-    assert "reached max_iters = 150" in result.lines[-1] and not result.losses
-    assert tree(tmp_path) == before
-
-
 def test_the_last_iteration_is_saved_and_a_resume_of_it_says_that_nothing_is_left(train, small_run):
     before = content(small_run)
     result = train(SMALL, out_dir=small_run, max_iters=8, init_from="resume")
@@ -92,15 +34,6 @@ def test_the_last_iteration_is_saved_and_a_resume_of_it_says_that_nothing_is_lef
     assert {k: v for k, v in content(small_run).items() if k != ".lock"} == {
         k: v for k, v in before.items() if k != ".lock"
     }
-
-
-def test_init_from_auto_resumes_where_there_is_a_run_and_else_starts(run, tmp_path):
-    arguments = flags(TINY, out_dir=tmp_path, init_from="auto")
-    first = run("train.py", *arguments)
-    assert "Initializing a new model from scratch" in first.lines
-    second = run("train.py", *arguments[:-1], "--init_from=auto", "--max_iters=12")
-    assert f"Resuming training from {tmp_path}" in second.lines
-    assert [line[1] for line in second.losses if line[0] == "iter"] == [9, 10, 11, 12]
 
 
 def test_auto_starts_where_there_is_no_run_and_resumes_where_there_is_one(train, whole_run, tmp_path):
@@ -113,6 +46,23 @@ def test_auto_starts_where_there_is_no_run_and_resumes_where_there_is_one(train,
 
 # ----------------------------------------------------------------------------------------------
 # what a resumed run takes from the checkpoint
+
+
+def test_another_seed_at_a_resume_draws_other_batches_and_is_said(train, small_run, tmp_path):
+    """And the run has that seed from then on: a resume without --seed is exact."""
+    folders = {name: shutil.copytree(small_run, tmp_path / name) for name in ("plain", "same", "again", "parts")}
+    resume = SMALL | dict(init_from="resume", dropout=0.1)
+    plain = train(resume, out_dir=folders["plain"])
+    same = train(resume, out_dir=folders["same"], seed=1337)
+    assert plain.losses == same.losses and "seed is now" not in plain.stdout + same.stdout
+    other = train(resume, out_dir=small_run, seed=5)
+    assert "seed is now 5 (the run had 1337)" in other.lines
+    assert [line[:2] for line in other.losses] == [line[:2] for line in plain.losses]
+    assert all(ours != theirs for ours, theirs in zip(other.losses, plain.losses, strict=True))
+    assert train(resume, out_dir=folders["again"], seed=5).losses == other.losses
+    first = train(resume, out_dir=folders["parts"], seed=5, max_iters=12)
+    second = train({}, out_dir=folders["parts"], init_from="resume", max_iters=16, device="cpu", compile=False)
+    assert first.losses + second.losses == other.losses and "seed is now" not in second.stdout
 
 
 def test_out_dir_and_resume_are_enough_and_overrides_are_said(train, whole_run, small_run):
@@ -199,37 +149,28 @@ def test_data_that_changed_underneath_is_an_error(train, own_project, tmp_path):
     train(SMALL, out_dir=out_dir, init_from="resume", max_iters=20, project=own_project)
 
 
-@pytest.fixture(scope="module")
-def half_way(run, tmp_path_factory):
-    """(out_dir of a run of 20 iterations, the weights that it has after 30)"""
-    folder = tmp_path_factory.mktemp("half")
-    run("train.py", *flags(LONGER, max_iters=19, out_dir=folder / "out"))
-    shutil.copytree(folder / "out", folder / "on")
-    run("train.py", *flags(out_dir=folder / "on", init_from="resume", device="cpu", max_iters=29))
-    return folder / "out", load(folder / "on" / "last.pt")["model"]
+@pytest.mark.parametrize("batch", [14, 31])  # in an evaluation, and as a step is computed
+@pytest.mark.parametrize("change", ["removed", "other ids", "0", "20"])
+def test_data_that_changes_under_a_run_ends_it_with_its_state_saved(train, whole_run, own_project, tmp_path, change, batch):
+    spoilt = train(SMALL, out_dir=tmp_path, program="change_data.py", project=own_project, expect=None,
+                   env=dict(BATCH=batch, CHANGE=change))  # fmt: skip
+    assert spoilt.returncode in (1, 2) and "train.bin" in one_failure(spoilt, spoilt.returncode)
+    write_synthetic(own_project / "data" / "synthetic")
+    resumed = train(SMALL, out_dir=tmp_path, init_from="resume", project=own_project)
+    losses, log = whole_run(SMALL)
+    at = load(tmp_path / "ckpt.pt")["iter_num"]
+    assert spoilt.losses + resumed.losses == losses and rows(tmp_path) == log and at > 0
 
 
-@pytest.mark.parametrize("name, value", [("beta1", 0.5), ("beta2", 0.5), ("weight_decay", 0.7)])
-def test_optimizer_settings_changed_on_resume_take_effect(run, half_way, tmp_path, name, value):
-    """A group loaded from a checkpoint brings its own, and turns fused off (shared/DESIGN.md, settled 3)."""
-    shutil.copytree(half_way[0], tmp_path / "out")
-    changed = {name: value}
-    more = flags(init_from="resume", device="cpu", max_iters=29, **changed)
-    result = run("train.py", f"--out_dir={tmp_path / 'out'}", *more)
-    assert [line for line in result.lines if line.startswith(f"{name} is now {value}")]
-    saved = load(tmp_path / "out" / "last.pt")
-    matrices, vectors = saved["optimizer"]["param_groups"]
-    expected = dict(beta1=0.9, beta2=0.95, weight_decay=0.1) | changed
-    assert matrices["betas"] == vectors["betas"] == (expected["beta1"], expected["beta2"])
-    assert matrices["weight_decay"] == expected["weight_decay"] and vectors["weight_decay"] == 0.0
-    assert matrices["fused"] and vectors["fused"]
-    # and not on paper only: the weights are others
-    assert not torch.equal(saved["model"]["transformer.wte.weight"], half_way[1]["transformer.wte.weight"])
+def test_an_equal_copy_of_the_data_is_the_same_data(train, whole_run, own_project, tmp_path):
+    copied = train(SMALL, out_dir=tmp_path, program="change_data.py", project=own_project,
+                   env=dict(BATCH=20, CHANGE="copied"))  # fmt: skip
+    assert copied.losses == whole_run(SMALL)[0]
 
 
 def test_betas_and_decay_changed_on_resume_give_adamws_own_losses(run, synthetic_run, tmp_path):
     as_nanogpt_saves(synthetic_run[0] / "ckpt.pt", tmp_path / "ckpt.pt")
-    changed = dict(beta1=0.5, beta2=0.6, weight_decay=0.9, max_iters=165, eval_interval=10, grad_clip=0.5)
+    changed = dict(beta1=0.5, beta2=0.6, weight_decay=0.9, max_iters=156, eval_interval=5, grad_clip=0.5)
     settings = SYNTHETIC | DEFAULTS | changed | dict(min_lr=3e-3, lr_decay_iters=120)
     more = flags(device="cpu", dtype="float32", compile=False, min_lr=3e-3, **changed)
     result = run("train.py", f"--out_dir={tmp_path}", "--init_from=resume", *more)
@@ -240,13 +181,6 @@ def test_betas_and_decay_changed_on_resume_give_adamws_own_losses(run, synthetic
     assert_near(result.losses, expected)
 
 
-def test_resume_crops_the_context_where_a_smaller_block_size_is_given(run, synthetic_run, tmp_path):
-    shutil.copytree(synthetic_run[0], tmp_path / "out")
-    run("train.py", *flags(out_dir=tmp_path / "out", init_from="resume", device="cpu", block_size=16, max_iters=152))
-    saved = load(tmp_path / "out" / "last.pt")
-    assert saved["model"]["transformer.wpe.weight"].shape == (16, 64) and saved["model_args"]["block_size"] == 16
-
-
 # ----------------------------------------------------------------------------------------------
 # nanoGPT's checkpoints
 
@@ -254,22 +188,13 @@ def test_resume_crops_the_context_where_a_smaller_block_size_is_given(run, synth
 def test_a_checkpoint_of_nanogpts_resumes_with_nanogpts_losses(run, synthetic_run, tmp_path):
     """nanoGPT's resume starts its generators anew: the losses are those of a plain reimplementation of that."""
     as_nanogpt_saves(synthetic_run[0] / "ckpt.pt", tmp_path / "ckpt.pt")
-    more = flags(device="cpu", dtype="float32", compile=False, max_iters=170, eval_interval=10)
+    more = flags(device="cpu", dtype="float32", compile=False, max_iters=160, eval_interval=10)
     result = run("train.py", f"--out_dir={tmp_path}", "--init_from=resume", *more)
     assert f"Resuming training from {tmp_path}" in result.lines
     saved = load(synthetic_run[0] / "ckpt.pt")
-    settings = SYNTHETIC | DEFAULTS | dict(max_iters=170, eval_interval=10)
+    settings = SYNTHETIC | DEFAULTS | dict(max_iters=160, eval_interval=10)
     expected = losses_of_a_run(TOKENS, settings, (saved["model"], saved["optimizer"]), first=150)
     assert_near(result.losses, expected)
-
-
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_of_wrapped_modules_are_taken_off(run, synthetic_run, tmp_path, prefix):
-    saved = load(synthetic_run[0] / "ckpt.pt")
-    saved["model"] = {prefix + name: weight for name, weight in saved["model"].items()}
-    torch.save(saved, tmp_path / "ckpt.pt")
-    result = run("train.py", *flags(out_dir=tmp_path, init_from="resume", device="cpu", max_iters=150))
-    assert_same_losses(result.losses, synthetic_run[1].losses[-1:])  # its step 150 had been printed already
 
 
 # ----------------------------------------------------------------------------------------------

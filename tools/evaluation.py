@@ -1,7 +1,7 @@
 """The exact loss of a model on a text: every token is predicted once, and its nats are added up in float64.
 
-n tokens give n - 1 predictions, since the first token is context only. Window k predicts the tokens k T + 1 ... k T + T
-(T: block_size), the first of them from one token. With a stride S below T each later window predicts S tokens only, and
+n tokens give n - 1 predictions, since the first token is context only. Span k predicts the tokens k T + 1 ... k T + T
+(T: block_size), the first of them from one token. With a stride S below T each later span predicts S tokens only, and
 has the T - S tokens before them as context.
 """
 
@@ -11,25 +11,18 @@ from itertools import groupby, islice
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from nanogpt.bits_per_byte import bits_per_byte
-from nanogpt.cross_entropy import softmax_rows
+from nanogpt.cross_entropy import token_losses
 from nanogpt.errors import UserError
 
-LOGITS = 1 << 26  # of a batch at most, 256 MiB in float32, unless a single window has more
-BATCH_TOKENS = 1 << 14  # of a batch: enough to keep a CPU busy
+BATCH_TOKENS = 1 << 14  # of a batch, where the user gives no batch size: enough to keep a CPU busy
 
 
-def pick_batch_size(block_size, vocab_size):
-    """How many windows to compute at once where the user gives no number."""
-    return max(1, min(BATCH_TOKENS // block_size, LOGITS // (block_size * vocab_size)))
+def spans(chunks, block_size, stride):
+    """Yields (ids, new) of each span: ids (at most block_size + 1,) int64, of which the last `new` are predicted.
 
-
-def windows(chunks, block_size, stride):
-    """Yields (ids, new) of each window: ids (at most block_size + 1,) int64, of which the last `new` are predicted.
-
-    chunks: arrays of token ids, which in a row are the text; only the window's own tokens are held. UserError where
+    chunks: arrays of token ids, which in a row are the text; only the span's own tokens are held. UserError where
     there are fewer than two tokens in all.
     """
     held, new, first = np.zeros(0, dtype=np.int64), block_size, True
@@ -43,13 +36,13 @@ def windows(chunks, block_size, stride):
     if first and len(held) < 2:
         raise UserError(f"a text of {len(held)} tokens: nothing can be predicted in fewer than two")
     rest = len(held) - 1 if first else len(held) - 1 - (block_size - stride)
-    if rest > 0:  # the last window may be short
+    if rest > 0:  # the last span may be short
         yield held, rest
 
 
-def batches(windows, size):
-    """Yields (ids (B, t + 1), new) of at most `size` consecutive windows that have the same length and `new`."""
-    alike = groupby(windows, key=lambda window: (len(window[0]), window[1]))
+def batches(spans, size):
+    """Yields (ids (B, t + 1), new) of at most `size` consecutive spans that have the same length and `new`."""
+    alike = groupby(spans, key=lambda span: (len(span[0]), span[1]))
     for (_, new), group in alike:
         while part := list(islice(group, size)):
             yield np.stack([ids for ids, _ in part]), new
@@ -58,29 +51,27 @@ def batches(windows, size):
 @torch.no_grad()
 def nats_of(model, ids, new):
     """Cross-entropy in nats (B, new), float64 on the CPU, of the last `new` tokens of each row of ids (B, t + 1)."""
-    logits = model(ids[:, :-1], ids[:, 1:])[0][:, -new:].flatten(0, 1)  # (B new, V)
-    rows = zip(logits.split(softmax_rows(logits)), ids[:, -new:].flatten().split(softmax_rows(logits)), strict=True)
-    nats = torch.cat([F.cross_entropy(row.float(), targets, reduction="none") for row, targets in rows])
-    return nats.cpu().double().view(len(ids), new)
+    hidden = model.hidden(ids[:, :-1])[:, -new:]
+    return token_losses(hidden, model.lm_head, ids[:, -new:]).cpu().double()
 
 
 @dataclasses.dataclass
 class Totals:
-    """What the windows so far add up to. A window's L nats for its n predictions are added by math.fsum, whose result
+    """What the spans so far add up to. A span's L nats for its n predictions are added by math.fsum, whose result
     does not depend on the order."""
 
     tokens: int = 0  # predictions: the sum of n
     bytes: int = 0  # of the text that they stand for
-    windows: int = 0
+    spans: int = 0
     nats: float = 0.0  # sum of L
     nats_squared: float = 0.0  # sum of L^2
     nats_tokens: float = 0.0  # sum of L n
     tokens_squared: int = 0  # sum of n^2
 
-    def add_window(self, nats, n_bytes):
-        """Takes in a window: nats (n,) of each prediction, and the bytes that the predicted tokens stand for."""
+    def add_span(self, nats, n_bytes):
+        """Takes in a span: nats (n,) of each prediction, and the bytes that the predicted tokens stand for."""
         n, total = len(nats), math.fsum(nats)
-        self.tokens, self.bytes, self.windows = self.tokens + n, self.bytes + n_bytes, self.windows + 1
+        self.tokens, self.bytes, self.spans = self.tokens + n, self.bytes + n_bytes, self.spans + 1
         self.nats += total
         self.nats_squared += total * total
         self.nats_tokens += total * n
@@ -101,11 +92,11 @@ class Totals:
 
     @property
     def standard_error(self):
-        """Of the loss, over windows as independent draws: that of a ratio of sums (Cochran, Sampling Techniques,
-        1977, chapter 6), which for windows of one length is their standard deviation / sqrt(windows). None for one."""
-        if self.windows < 2:
+        """Of the loss, over spans as independent draws: that of a ratio of sums (Cochran, Sampling Techniques,
+        1977, chapter 6), which for spans of one length is their standard deviation / sqrt(spans). None for one."""
+        if self.spans < 2:
             return None
-        r, K = self.loss, self.windows
+        r, K = self.loss, self.spans
         squares = self.nats_squared - 2 * r * self.nats_tokens + r * r * self.tokens_squared  # sum of (L - r n)^2
         return math.sqrt(max(0.0, squares) * K / (K - 1)) / self.tokens
 
@@ -114,24 +105,26 @@ class Totals:
         perplexity = math.exp(self.loss) if self.loss < 700 else math.inf
         text = f"{name}: {self.loss:.4f} nats a token, perplexity {perplexity:.3f}, "
         text += f"{self.bits_per_byte:.4f} bits per byte, " if self.bytes else ""
-        error = "unknown (a single window)" if self.windows < 2 else f"{self.standard_error:.4f}"
+        error = "unknown (a single window)" if self.spans < 2 else f"{self.standard_error:.4f}"
         return f"{text}{self.tokens:,} tokens, standard error {error}"
 
 
 def evaluate(model, chunks, block_size, stride, batch_size, bytes_of, device, processes, shown):
-    """The Totals over the text in `chunks` (see windows()), on rank 0; None on the others. They share the batches.
+    """The Totals over the text in `chunks` (see spans()), on rank 0; None on the others. They share the batches.
 
+    batch_size: spans computed at once; 0: as many as keep the device busy.
     bytes_of (V,) int64: the bytes of text of each id, or None where these are not known. shown(tokens): is called after
     each batch with the number of tokens that have been predicted, over all processes.
     """
     own, done, W = Totals(), 0, processes.world_size
-    for k, (ids, new) in enumerate(batches(windows(chunks, block_size, stride), batch_size)):
+    batch_size = batch_size or max(1, BATCH_TOKENS // block_size)
+    for k, (ids, new) in enumerate(batches(spans(chunks, block_size, stride), batch_size)):
         done += ids[:, -new:].size
         if k % W != processes.rank:
             continue
         nats = nats_of(model, torch.from_numpy(ids).to(device), new)
         for row, row_nats in zip(ids, nats.tolist(), strict=True):
-            own.add_window(row_nats, 0 if bytes_of is None else int(bytes_of[row[-new:]].sum()))
+            own.add_span(row_nats, 0 if bytes_of is None else int(bytes_of[row[-new:]].sum()))
         shown(done)
     found = processes.gather(own)
     return found and sum(found, Totals())

@@ -1,8 +1,8 @@
 """Times this trainer, alone or in turn with another checkout that has nanoGPT's command line and printed lines.
 
-    python tests/bench.py                                  every row
-    python tests/bench.py --peer=DIR train_cpu sample_baby   these rows, beside the checkout in DIR
-    python tests/bench.py --device=cpu                     on the CPU; by default on a GPU where there is one
+    python tools/bench.py                                  every row
+    python tools/bench.py --peer=DIR train_cpu sample_baby   these rows, beside the checkout in DIR
+    python tools/bench.py --device=cpu                     on the CPU; by default on a GPU where there is one
 
 A row runs whole commands in turn, ours, peer's, ours, ..., and quotes medians. train rows take the
 median of the printed iteration times (the first five left out), sample rows the seconds between
@@ -60,9 +60,9 @@ def child(command, cwd):
 
 def measured(command, cwd, device):
     """[stdout, seconds, peak MiB] of one run of `command`; on a GPU the peak of the GPU's memory."""
-    if device == "cuda":  # tests/gpu_hooks.py reads it at the end of the script
+    if device == "cuda":  # tools/gpu_hooks.py reads it at the end of the script
         python, *script = command
-        out, seconds = child([python, os.path.join(ROOT, "tests", "gpu_hooks.py"), "memory", *script], cwd)
+        out, seconds = child([python, os.path.join(ROOT, "tools", "gpu_hooks.py"), "memory", *script], cwd)
         return out, seconds, json.loads(re.findall(r"^seen: (.*)$", out, re.M)[-1])["device_mib"]
     out, _ = child([sys.executable, os.path.join(PROGRAMS, "measure_command.py"), cwd, *command], cwd)
     return json.loads(out)
@@ -234,7 +234,7 @@ def encode_rows(runs):
     from data.tokens import Tokens
 
     folder = os.path.join(ROOT, "data", "shakespeare_char")
-    text = Tokens.of_dataset(folder).codec.decode(open_bin(os.path.join(folder, "train.bin")).tolist())
+    text = Tokens.of_dataset(folder).codec.decode(open_bin(os.path.join(folder, "train.bin"))[0].tolist())
     trained = train_tokenizer([text], 4096)
     unigram = Tokenizer(models.Unigram())
     unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
@@ -286,7 +286,7 @@ PLANNED = ("train_baby", "train_cpu", "train_gpt2")
 def plan_rows(runs, temporary, device):
     """Forecast beside fact of three training rows, without and with recompute. A row outside the limits says so.
 
-    Time: tools/plan.py --measure=True, within 15 %. Memory: what train.py --plan=True forecasts, within 10 %."""
+    Time: tools/plan.py --measure=True, within 15 %. Memory: what it forecasts, within 10 %."""
     return "\n".join(
         plan_row(*TRAIN[name], recompute, runs, temporary, device) for name in PLANNED for recompute in (False, True)
     )
@@ -299,13 +299,13 @@ def plan_row(what, arguments, iters, recompute, runs, temporary, device):
     for _ in range(runs):
         out, _ = child([sys.executable, "tools/plan.py", *common, "--measure=True"], ROOT)
         forecast.append(float(re.search(r"^an iteration: ([\d.,]+) ms, measured", out, re.M)[1].replace(",", "")))
-        run = [*common, *NO_EVAL, f"--max_iters={iters}", "--plan=True", f"--out_dir={temporary}/out-bench"]
-        out, _ = child([sys.executable, "train.py", *run], ROOT)
+        memory.append(int(re.search(r"^  sum +([\d,]+) +([\d,]+)$", out, re.M)[1 + recompute].replace(",", "")))
+        run = [*common, *NO_EVAL, f"--max_iters={iters}", f"--out_dir={temporary}/out-bench"]
+        hook = [sys.executable, os.path.join(ROOT, "tools", "gpu_hooks.py"), "added_memory"]
+        out, _ = child([*hook, os.path.join(ROOT, "train.py"), *run], ROOT)
         times = [float(ms) for ms in re.findall(r"^iter \d+: loss \S+, time ([\d.]+)ms", out, re.M)]
         fact.append(statistics.median(times[5:]))
-        found = re.search(r"memory ([\d,]+) and ([\d,]+) MiB", out).groups()
-        for column, mib in zip((memory, held), found, strict=True):
-            column.append(int(mib.replace(",", "")))
+        held.append(json.loads(re.findall(r"^seen: (.*)$", out, re.M)[-1])["added_mib"])
     forecast, fact, memory, held = map(statistics.median, (forecast, fact, memory, held))
     time_off, memory_off = forecast / fact - 1, memory / held - 1
     cells = [f"plan: {what}{', recompute' * recompute}", f"{forecast:,.1f} / {fact:,.1f} ms", "-", f"{time_off:+.0%}", "-", "-"]

@@ -1,6 +1,6 @@
-"""Runs a script with an instrument attached, for tests/gpu_check.py and tests/bench.py.
+"""Runs a script with an instrument attached, for tools/gpu_check.py and tools/bench.py.
 
-    python tests/gpu_hooks.py INSTRUMENT SCRIPT ARGUMENT...
+    python tools/gpu_hooks.py INSTRUMENT SCRIPT ARGUMENT...
 
 The script runs as `python SCRIPT ARGUMENT...` would. The last line is `seen: ` and what the instrument saw, as JSON.
 """
@@ -28,6 +28,25 @@ def device_memory():
     return seen
 
 
+def added_memory():
+    """The most memory that a run has taken beyond what the process held before it made the model, in MiB."""
+    import model
+    from nanogpt.device import peak_host_bytes
+
+    before, init = [], model.GPT.__init__
+
+    def taken():
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        return torch.cuda.max_memory_allocated() if on_gpu else peak_host_bytes()
+
+    def watched_init(self, config):
+        before.append(taken())
+        init(self, config)
+
+    model.GPT.__init__ = watched_init
+    return lambda: {"added_mib": (taken() - before[0]) / 2**20}
+
+
 def graphs():
     """How many graphs torch.compile has traced, how often it had to break one, and how many ran without CUDA graphs."""
     from torch._dynamo.utils import counters
@@ -53,7 +72,7 @@ def synchronisations(mode):
 
     mode "error": torch raises where the host waits for the GPU. "warn": it warns, and this counts the warnings.
     """
-    from nanogpt import device
+    from nanogpt import mfu
 
     log_interval = next(int(a.partition("=")[2]) for a in sys.argv if a.startswith("--log_interval="))
     found = {"iterations": 0, "synchronisations": 0}
@@ -65,7 +84,7 @@ def synchronisations(mode):
     warnings.simplefilter("always")
     warnings.showwarning = count
 
-    class WatchedClock(device.Clock):
+    class WatchedClock(mfu.Clock):
         """The clock's marks are the ends of the iterations; the first comes before the loop."""
 
         iteration = -1
@@ -79,15 +98,15 @@ def synchronisations(mode):
             self.iteration += 1
             return event
 
-    device.Clock = WatchedClock
+    mfu.Clock = WatchedClock
     return lambda: found
 
 
 def poisoned_gradient():
     """Puts a NaN into a gradient once, and compares all weights and moments before and after that iteration's step."""
-    from nanogpt import guard, optim
+    from nanogpt import guard
 
-    clip, found, iteration, before = optim.clip_gradients, {}, [0], []
+    clip, found, iteration, before = guard.clip_gradients, {}, [0], []
 
     def bits(optimizer):
         weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -101,16 +120,16 @@ def poisoned_gradient():
         return clip(parameters, grad_clip)
 
     class WatchedGuard(guard.StepGuard):
-        def step(self, optimizer, grad_norm, iter_num):
+        def step(self, optimizer, grad_norm):
             before[:] = bits(optimizer) if iteration[0] == POISONED else []
-            super().step(optimizer, grad_norm, iter_num)
+            super().step(optimizer, grad_norm)
             if before:
                 after = bits(optimizer)
                 found["tensors"] = len(after)
                 found["changed"] = sum(not torch.equal(*pair) for pair in zip(before, after, strict=True))
             iteration[0] += 1
 
-    optim.clip_gradients, guard.StepGuard = poisoning_clip, WatchedGuard
+    guard.clip_gradients, guard.StepGuard = poisoning_clip, WatchedGuard
     return lambda: found
 
 
@@ -133,6 +152,7 @@ def matmul_tflops(device, dtype, products=20, size=None):
 
 INSTRUMENTS = {
     "memory": device_memory,
+    "added_memory": added_memory,
     "graphs": graphs,
     "counted_graphs": counted_graphs,
     "sync_error": lambda: synchronisations("error"),
