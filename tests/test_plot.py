@@ -58,9 +58,10 @@ def test_the_picture_has_the_logs_losses_and_marks_the_best(plot, tmp_path, caps
 
 
 def test_runs_with_different_tokens_are_said_to_have_losses_that_do_not_compare(plot, tmp_path, monkeypatch, capsys):
-    metas = {"out-a": None, "out-b": {"stoi": {"a": 0}}, "out-c": {"stoi": {"a": 0}}, "out-d": {}}
+    letter = {"vocab_size": 1, "stoi": {"a": 0}}
+    metas = {"out-a": None, "out-b": letter, "out-c": letter, "out-d": {}}
     paths = {name: write_log(tmp_path / name) for name in metas}
-    kept = {paths[name]: {"meta": meta} if meta != {} else {} for name, meta in metas.items()}  # d: an older checkpoint
+    kept = {paths[name]: {"meta": meta} if meta != {} else {"model_args": {}} for name, meta in metas.items()}  # d: an older checkpoint
     monkeypatch.setattr("nanogpt.checkpoint.peek", kept.get)
     plot(paths["out-b"], paths["out-c"], paths["out-d"])
     assert "compare" not in capsys.readouterr().out
