@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from configurator import configure
-from data.bins import check_ids, open_bin
+from data.bins import check_ids
 from data.dataset import Dataset
 from data.order import Windows
 from data.pretrained import Pretrained
@@ -20,7 +20,8 @@ from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
 from nanogpt.bits_per_byte import bits_per_byte
-from nanogpt.distributed import Processes, pick_backend, share_evenly
+from nanogpt.distributed import Processes, share_evenly
+from nanogpt.errors import UserError
 from nanogpt.guard import StepGuard, clip_gradients
 from nanogpt.mfu import RunningMFU
 from nanogpt.optim import restore_optimizer, schedule_remark
@@ -92,9 +93,8 @@ processes = Processes()
 rank, world_size = processes.rank, processes.world_size
 say = processes.say  # prints lines on rank 0, and leaves out a None
 device = processes.own_device(devices.pick_device(device))
-backend = pick_backend(backend, device, world_size)
 device_type = devices.set_up(device, processes.local_world_size)
-processes.join(backend)
+backend = processes.join(backend, device)
 
 # ---- what to start from, and whether the settings fit together -----------------------
 folder = RunFolder(out_dir, processes, read_only=eval_only)
@@ -149,7 +149,7 @@ if (ended := progress.nothing_left(iter_num)) and not eval_only:
 
 # ---- data ----------------------------------------------------------------------------
 vocab_size = model.config.vocab_size
-fingerprints = corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
+corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
 samples = ShortSamples(sample_interval, corpus.tokens, vocab_size, seed, device)
 text_bytes = corpus.text_bytes(vocab_size, device)
 # windows alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is after the model
@@ -159,10 +159,15 @@ windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size
 
 def get_batch(split, evaluation=False):
     """(x, y), each (B, T) int64 on the device: windows of the split's tokens, and the token after each token."""
-    tokens = open_bin(corpus.bins[split])  # a new memory map each time: one that is held keeps every page it has read
-    start = windows.starts(len(tokens), evaluation)
-    window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
-    check_ids(window, vocab_size, corpus.bins[split], start)
+    try:
+        tokens = corpus.open(split)  # a new memory map each time: one that is held keeps every page it has read
+        start = windows.starts(len(tokens), evaluation)
+        window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
+        check_ids(window, vocab_size, corpus.bins[split], start)
+    except (OSError, UserError):  # the data is gone, or has changed
+        if point and world_size == 1:
+            save("last.pt", point)
+        raise
     ids = devices.to_device(torch.from_numpy(window), device)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
@@ -245,13 +250,14 @@ def save(name, point):
         say(f"saving checkpoint to {out_dir}")
     machine = {"device_type": device_type, "dtype": dtype, "compile": compile}
     folder.save(
-        name, model, optim, scaler, point, machine, iter_num=iter_num, config=config, data=fingerprints,
+        name, model, optim, scaler, point, machine, config=config, data=corpus.fingerprints, iter_num=iter_num,
         wandb_id=log.wandb_id, **corpus.tokens.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
     )  # fmt: skip
 
 
 # ---- the training loop ---------------------------------------------------------------
 processes.listen()  # from here on SIGTERM, SIGINT and SIGHUP stop the run between two micro-steps
+point = None  # what a resume needs from the start of this iteration
 x, y = batch if batch and order == "random" else get_batch("train")  # (B, T)
 losses = {}  # of the last evaluation
 clock = devices.Clock(device)

@@ -114,10 +114,11 @@ def bin_path(folder, split, facts):
     return wide if os.path.exists(wide) and not os.path.exists(narrow) else narrow
 
 
-def check_described(path, split, facts):
-    """UserError where the split's bin at `path` is not the one that dataset.json, with content `facts`, describes."""
+def check_described(path, split, facts, found):
+    """UserError where the split's bin at `path`, whose fingerprint is `found`, is not the one that dataset.json, with
+    content `facts`, describes."""
     size = facts["tokens"][split] * dtype_in(path).itemsize
-    if (size, facts["fingerprints"][split]) != (os.path.getsize(path), fingerprint(path)):
+    if (size, facts["fingerprints"][split]) != (os.path.getsize(path), found):
         raise UserError(
             f"{path} is not the one that {FACTS} beside it describes: prepare the dataset again, or remove "
             f"{FACTS} if another program has written the bins"

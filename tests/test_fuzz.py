@@ -134,7 +134,7 @@ def test_a_mutated_bin_gives_batches_of_known_ids_or_one_line(tmp_path, mutation
     except UserError as error:
         one_line(error)
         return
-    tokens = open_bin(path)
+    tokens, _ = open_bin(path)
     assert len(tokens) > block_size and tokens.max() < vocab_size
     check_ids(tokens[None, : block_size + 1], vocab_size, path, np.array([0]))
 

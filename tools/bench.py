@@ -234,7 +234,7 @@ def encode_rows(runs):
     from data.tokens import Tokens
 
     folder = os.path.join(ROOT, "data", "shakespeare_char")
-    text = Tokens.of_dataset(folder).codec.decode(open_bin(os.path.join(folder, "train.bin")).tolist())
+    text = Tokens.of_dataset(folder).codec.decode(open_bin(os.path.join(folder, "train.bin"))[0].tolist())
     trained = train_tokenizer([text], 4096)
     unigram = Tokenizer(models.Unigram())
     unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
