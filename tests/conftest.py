@@ -17,6 +17,8 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 sys.path[:0] = [str(ROOT), str(TESTS)]
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests mean the CPU; tools/gpu_check.py is what checks a GPU
+
 import launcher
 import numpy as np
 import pytest
