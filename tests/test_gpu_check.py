@@ -371,7 +371,7 @@ def test_a_changed_weight_is_seen(monkeypatch):
         weight = torch.nn.Parameter(torch.ones(3, 2))
         optimizer = optim.AdamW([weight], lr=0.1, fused=True)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        watched = guard.StepGuard({}, Processes(), scaler, "cpu", True, 0.0, 10, "out")
+        watched = guard.StepGuard({}, Processes(), scaler, "cpu", "adamw", "ddp", 0.0, 10, "out")
         for _ in range(7):
             weight.grad = torch.ones(3, 2)
             watched.step(optimizer, guard.clip_gradients([weight], 1.0))
