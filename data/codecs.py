@@ -56,30 +56,35 @@ def first_prompt(codec, start):
 
 
 class Codec:
-    """What most of them have in common."""
+    """What the codecs have in common. `_pieces`, {id: bytes}: of every id that stands for something."""
 
+    eot = tokenizer = None
     bytes_by_id = True
     cuts_at_lines = False
 
-    def encode_ordinary(self, text):
-        """Ids as a dataset holds them, (n,); UserError as encode()."""
-        return np.array(self.encode(text), dtype=dtype_of(self.vocab_size))
+    def known(self, id):
+        return id in self._pieces
+
+    def piece(self, id):
+        return self._pieces[id]
+
+    def decode(self, ids):
+        return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
 
     def missing(self, text, ids):
         """Counter of the characters of `text` that the vocabulary lacks; `ids` are those of the text."""
-        return Counter()  # there is a token for each byte, or encode() has raised
+        return Counter()
 
 
 class CharCodec(Codec):
     """A character an id, by the table in `meta`; UserError where it has none, naming `where` it is from."""
 
-    eot = tokenizer = None
-
     def __init__(self, meta, where="meta.pkl"):
         meta = check_meta(meta, where)
         if "stoi" not in meta:
             raise UserError(f"{where} has no characters (no stoi and no itos), so its ids cannot be made into text")
-        self.vocab_size, self.stoi, self.itos = meta["vocab_size"], meta["stoi"], meta["itos"]
+        self.vocab_size, self.stoi = meta["vocab_size"], meta["stoi"]
+        self._pieces = {i: text.encode("utf-8") for i, text in meta["itos"].items()}
 
     def encode(self, text):
         """List of ids; UserError names the first character that the vocabulary lacks."""
@@ -88,14 +93,9 @@ class CharCodec(Codec):
                 raise UserError(f"the vocabulary has no character {shown(character)}")
         return [self.stoi[character] for character in text]
 
-    def decode(self, ids):
-        return "".join(self.itos[i] for i in ids)
-
-    def piece(self, id):
-        return self.itos[id].encode("utf-8")
-
-    def known(self, id):
-        return id in self.itos
+    def encode_ordinary(self, text):
+        """Ids as a dataset holds them, (n,); UserError as encode()."""
+        return np.array(self.encode(text), dtype=dtype_of(self.vocab_size))
 
 
 class BPECodec(Codec):
@@ -112,7 +112,7 @@ class BPECodec(Codec):
         self.tokenizer, self.end, self.ranks = tokenizer, end, self._encoding._mergeable_ranks
         self.eot = self._encoding._special_tokens.get(end)
         self.vocab_size = self._encoding.max_token_value + 1
-        self._ids = {*self.ranks.values(), self.eot}
+        self._pieces = {id: token for token, id in self.ranks.items()} | {self.eot: end.encode("utf-8")}
 
     def encode(self, text):
         """List of ids; <|endoftext|> in the text is the one token of that name."""
@@ -121,15 +121,6 @@ class BPECodec(Codec):
     def encode_ordinary(self, text):
         """Ids as a dataset holds them, (n,); <|endoftext|> is but the characters it is spelt with."""
         return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype_of(self.vocab_size))
-
-    def decode(self, ids):
-        return self._encoding.decode(ids, errors="replace")
-
-    def piece(self, id):
-        return self._encoding.decode_single_token_bytes(id)
-
-    def known(self, id):
-        return id in self._ids
 
 
 def gpt2_is_cached():
@@ -188,11 +179,14 @@ class TokenizerCodec(Codec):
         vocab = self._tokenizer.get_vocab()
         if not vocab:
             raise UserError(f"{where} has no tokens")
-        self._added = self._tokenizer.get_added_tokens_decoder()
-        special = {id for id, token in self._added.items() if token.special}
-        self._ids = {id: token for token, id in vocab.items() if id == self.eot or id not in special | {unknown}}
-        self.vocab_size = max(vocab.values()) + 1
-        self.bytes_by_id, self._bytes_of = bool(bytes_of), bytes_of
+        self.vocab_size, self.bytes_by_id = max(vocab.values()) + 1, bool(bytes_of)
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {id for id, token in added.items() if token.special and id != self.eot} | {unknown}
+        self._pieces = {
+            id: bytes_of(name) if bytes_of and id not in added else name.encode("utf-8")
+            for name, id in vocab.items()
+            if id not in special
+        }
         names = [end, None if unknown is None else self._tokenizer.id_to_token(unknown)]
         inside = (f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names if name and name[1:])
         self._inside_names = re.compile("|".join(inside) or r"(?!)")  # places in a text, and (?!) is in none
@@ -237,7 +231,6 @@ class TokenizerCodec(Codec):
         return any(sum(len(token.value) for token in tokenizer.model.tokenize(word)) < len(word) for word, _ in words)
 
     def missing(self, text, ids):
-        """As of any Codec; UserError where a word is longer than WordPiece takes."""
         if self._unknown in ids:
             found = self._tokenizer.encode(text, add_special_tokens=False)
             spans = zip(found.ids, found.offsets, strict=True)
@@ -256,13 +249,6 @@ class TokenizerCodec(Codec):
 
     def decode(self, ids):
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
-
-    def piece(self, id):
-        name = self._ids[id]
-        return self._bytes_of(name) if self._bytes_of and id not in self._added else name.encode("utf-8")
-
-    def known(self, id):
-        return id in self._ids
 
 
 def shown(character):

@@ -17,8 +17,6 @@ import pickle
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-
 from data.bins import SPLITS, bin_name, dtype_in, dtype_of, fingerprint
 from data.tokenizer import LARGEST_ID
 from nanogpt.errors import ROOT, UserError, relative_path, writing
@@ -27,6 +25,7 @@ from nanogpt.text_file import read_text
 
 FACTS = "dataset.json"
 TOKENS = ("meta.pkl", "tokenizer.json")  # what the ids stand for, unless they are GPT-2's
+ALL_FILES = {FACTS, *TOKENS, "train.bin", "val.bin", "train.u32.bin", "val.u32.bin"}
 
 # ----------------------------------------------------------------------------------------------
 # reading
@@ -43,24 +42,26 @@ def read_facts(folder):
     if not os.path.exists(path):
         return None
     text = read_text(path)
-    with suppress(ValueError, RecursionError, LookupError, TypeError):
+    try:
         facts = json.loads(text)
-        if _is_right(facts):
-            return facts
-    raise UserError(f"{path} is not a dataset's: it is damaged, or of another kind")
+        is_whole = _has_form(facts)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise UserError(f"{path} is not a dataset's: it is damaged, or of another kind")
+    return facts
 
 
-def _is_right(facts):
-    """Whether `facts` have the form of dataset.json; a LookupError or a TypeError where something is missing."""
-    counts = [facts[key][split] for key in ("tokens", "bytes") for split in SPLITS] + [facts["vocab_size"]]
-    texts = [facts["fingerprints"][split] for split in SPLITS]
-    if facts["tokenizer"] is not None:
-        texts.append(facts["tokenizer"]["sha256"])
-        if facts["tokenizer"]["file"] not in TOKENS:
-            return False
+def _has_form(facts):
+    """Whether the content of a dataset.json is as the head of this file says; KeyError and the like where it is not."""
+    size, tokenizer = facts["vocab_size"], facts["tokenizer"]
+    counts = [facts[key][split] for key in ("tokens", "bytes") for split in SPLITS]
+    texts = [facts["fingerprints"][split] for split in SPLITS] + ([tokenizer["sha256"]] if tokenizer else [])
     return (
-        all(type(n) is int and 0 <= n < 1 << 60 for n in counts) and all(isinstance(text, str) for text in texts)
-        and facts["dtype"] in ("uint16", "uint32") and 1 <= facts["vocab_size"] <= LARGEST_ID + 1
+        facts["dtype"] in ("uint16", "uint32")
+        and all(type(n) is int for n in [size, *counts]) and 1 <= size <= LARGEST_ID + 1
+        and all(0 <= n < 1 << 60 for n in counts) and all(isinstance(text, str) for text in texts)
+        and (tokenizer is None or tokenizer["file"] in TOKENS)
     )  # fmt: skip
 
 
@@ -77,18 +78,13 @@ def tokens_path(folder, facts):
     path = os.path.join(folder, facts["tokenizer"]["file"])
     if not os.path.isfile(path):
         raise UserError(f"{path} is missing, and without it the dataset's ids stand for nothing: prepare it again")
-    if sha256_of(path) != facts["tokenizer"]["sha256"]:
+    # an editor may have saved a JSON file with other line ends and a byte order mark
+    content = read_text(path).encode() if path.endswith(".json") else Path(path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != facts["tokenizer"]["sha256"]:
         raise UserError(
             f"{path} has changed since the dataset was prepared: prepare it again, or put the old file back"
         )
     return path
-
-
-def sha256_of(path):
-    """The SHA-256 of the file at `path`; of a JSON file that of its text, which an editor may save with other line ends
-    and a byte order mark."""
-    content = read_text(path).encode() if path.endswith(".json") else Path(path).read_bytes()
-    return hashlib.sha256(content).hexdigest()
 
 
 def bytes_per_token(facts, split):
@@ -101,17 +97,18 @@ def bin_path(folder, split, facts):
 
     Without dataset.json it is uint16, unless there is one in uint32 alone."""
     narrow, wide = (os.path.join(folder, bin_name(split, dtype)) for dtype in ("uint16", "uint32"))
-    is_narrow = os.path.exists(narrow)
-    if facts and facts["dtype"] == "uint32" and is_narrow and os.path.exists(wide):
+    if not facts or facts["dtype"] == "uint16":
+        return wide if not facts and os.path.exists(wide) and not os.path.exists(narrow) else narrow
+    if os.path.exists(narrow) and os.path.exists(wide):
         raise UserError(f"{wide} and {narrow} are both there, and {FACTS} describes the first: remove one, or {FACTS}")
-    is_wide = facts["dtype"] == "uint32" if facts else os.path.exists(wide) and not is_narrow
-    return wide if is_wide else narrow
+    return wide
 
 
-def check_described(path, split, facts):
-    """UserError where the split's bin at `path` is not the one that dataset.json, with content `facts`, describes."""
+def check_described(path, split, facts, found):
+    """UserError where the split's bin at `path`, whose fingerprint is `found`, is not the one that dataset.json, with
+    content `facts`, describes."""
     size = facts["tokens"][split] * dtype_in(path).itemsize
-    if (size, facts["fingerprints"][split]) != (os.path.getsize(path), fingerprint(path)):
+    if (size, facts["fingerprints"][split]) != (os.path.getsize(path), found):
         raise UserError(
             f"{path} is not the one that {FACTS} beside it describes: prepare the dataset again, or remove "
             f"{FACTS} if another program has written the bins"
@@ -183,7 +180,6 @@ def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
             flush(f)
     for path in bins.values():
         rename(f"{path}.tmp", path)
-    others = {*TOKENS, *(bin_name(split, kind) for split in SPLITS for kind in (np.uint16, np.uint32))}
-    for name in others - {*written, *map(os.path.basename, bins.values())}:
+    for name in ALL_FILES - {*written, *map(os.path.basename, bins.values())}:
         Path(folder, name).unlink(missing_ok=True)
     return list(tokens.values())

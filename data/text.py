@@ -1,12 +1,10 @@
 """From a text to a dataset: what the prepare scripts have in common."""
 
 import codecs
-import hashlib
 import os
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -18,16 +16,13 @@ from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer,
 from data.codecs import BPECodec, CharCodec, shown
 from nanogpt.device import usable_cores
 from nanogpt.errors import ROOT, UserError, command
-from nanogpt.files import whole_file
 from nanogpt.meter import Meter
 from nanogpt.text_file import decoded
 
 DATA = os.path.join(ROOT, "data")
-READ = 1 << 17  # bytes read at a time
+READ = 1 << 17  # characters read at a time
 TRAIN_BYTES = 100_000_000  # of text that a tokenizer is trained on, at most
 CHANGED = "the tokens do not give this very text back: the tokenizer's normalizer or decoder changes it"
-SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 # ----------------------------------------------------------------------------------------------
 # reading
@@ -100,7 +95,7 @@ def text_chunks(paths, start=0, stop=sys.maxsize):
             raise UserError(f"{path}: {'it is a folder, a pipe or a device' if is_other else 'there is no such file'}")
         with open(path, "rb") as f:
             has_text = False
-            for text in decoded(iter(partial(f.read, READ), b""), path):
+            for text in decoded(f, path, READ):
                 has_text = True
                 wanted = text[max(0, start - position) : max(0, stop - position)]
                 position += len(text)
@@ -110,35 +105,6 @@ def text_chunks(paths, start=0, stop=sys.maxsize):
                     return
         if not has_text:
             raise UserError(f"{path}: the file is empty")
-
-
-def download(url, path, sha256):
-    """Fetches the small file at `url` to `path`, whole and with that SHA-256, or UserError says what to do instead."""
-    import requests
-
-    print(f"downloading {url}")
-    try:
-        response = requests.get(url, timeout=60)
-        reason = "" if response.ok else f"HTTP status {response.status_code}"
-        if response.ok and hashlib.sha256(response.content).hexdigest() != sha256:
-            reason = "what came has another SHA-256"
-    except requests.RequestException as error:
-        reason = type(error).__name__
-    if reason:
-        raise UserError(f"cannot download {url} ({reason}): fetch it by other means and save it as {path}")
-    with whole_file(path) as f:
-        f.write(response.content)
-
-
-def shakespeare(folder):
-    """Path of tiny Shakespeare: input.txt in `folder` or in the other dataset made of it, else downloaded."""
-    folders = (folder, os.path.join(DATA, "shakespeare_char"), os.path.join(DATA, "shakespeare"))
-    places = [os.path.join(place, "input.txt") for place in folders]
-    for path in places:
-        if os.path.exists(path):
-            return path
-    download(SHAKESPEARE_URL, places[0], SHAKESPEARE_SHA256)
-    return places[0]
 
 
 # ----------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_kinds_of_parameters_add_up(bias):
 def test_flops_are_torchs_count_and_what_recompute_adds(recompute, dropout, vocab_size, monkeypatch):
     import model as model_module
 
-    def attention(q, k, v, dropout_p=0.0):  # without this project's kernel, and in full
+    def attention(q, k, v, dropout_p=0.0, bias=None):  # without this project's kernel, and in full
         with sdpa_kernel(SDPBackend.MATH):
             return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
@@ -215,7 +215,7 @@ def test_an_unknown_gpu_names_the_nearest(name, near):
 
 @pytest.mark.parametrize("arguments, said", [
     (["--gpu=A1000"], "nearest names there: a100"), (["--count=0"], "--count=0: must be at least 1"),
-    (["--count=7"], "cannot be shared by 7"), (["--gpu=H100", "--measure=True"], "measures this machine"),
+    (["--count=7"], "number of processes, 7"), (["--gpu=H100", "--measure=True"], "measures this machine"),
     (["--bacth_size=2"], "did you mean batch_size?"), (["--n_head=5"], "n_embd must be divisible by n_head"),
     (["--mfu=-0.1"], "--mfu=-0.1"),
 ])  # fmt: skip

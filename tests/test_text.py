@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import io
 import itertools
 import os
 import threading
@@ -12,6 +13,7 @@ from prepare_scripts import PROXIES, UNICODE, files_in, write_text
 
 from data import text as data_text
 from data.text import text_chunks, text_files
+from data.tiny_shakespeare import download
 from data.meta import read_meta
 from nanogpt.errors import UserError
 from nanogpt.text_file import decoded, read_text
@@ -114,7 +116,7 @@ def server(tmp_path, monkeypatch):
 
 def test_a_download_arrives_whole(server, tmp_path, capsys):
     url, content = server
-    data_text.download(url, str(tmp_path / "x"), hashlib.sha256(content).hexdigest())
+    download(url, str(tmp_path / "x"), hashlib.sha256(content).hexdigest())
     assert files_in(tmp_path) == {"x": content}
     assert capsys.readouterr().out == f"downloading {url}\n"
 
@@ -126,7 +128,7 @@ def test_a_download_arrives_whole(server, tmp_path, capsys):
 def test_a_failed_download_leaves_nothing_and_says_what_to_do(server, tmp_path, suffix, digest, reason):
     url, content = server
     with pytest.raises(UserError, match=reason) as error:
-        data_text.download(url + suffix, str(tmp_path / "x"), digest or hashlib.sha256(content).hexdigest())
+        download(url + suffix, str(tmp_path / "x"), digest or hashlib.sha256(content).hexdigest())
     assert f"save it as {tmp_path / 'x'}" in str(error.value)
     assert files_in(tmp_path) == {}
 
@@ -192,9 +194,9 @@ def test_utf16_is_named_as_such_with_and_without_a_bom(tmp_path, text, encoding)
 
 
 def test_utf16_is_seen_before_any_of_it_is_taken_in_a_long_file():
-    blocks = [("some words\n" * 30_000).encode("utf-16-le")]
+    file = io.BufferedReader(io.BytesIO(("some words\n" * 30_000).encode("utf-16-le")))
     with pytest.raises(UserError, match="UTF-16"):
-        next(decoded(blocks, "a.txt"))
+        next(decoded(file, "a.txt", 99))
 
 
 @pytest.mark.parametrize("text", [ODD, "a\x00b\x00\x00\x00cdefghijklmn", "tab\tand\tline\n" * 9, "中文" * 50, "\x01\x02 words"])
@@ -211,6 +213,27 @@ def test_the_byte_that_is_no_utf8_is_named(tmp_path, monkeypatch, content, reaso
     with pytest.raises(UserError, match=reason) as error:
         list(text_chunks([path]))
     assert "UTF-16" not in str(error.value)
+
+
+def test_the_byte_that_is_no_utf8_is_named_in_a_long_file(tmp_path):
+    path = write(tmp_path / "a.txt", BOM + "é".encode() * 500_000 + b"\xff" + b"a" * 9)
+    for read in (lambda: list(text_chunks([path])), lambda: read_text(path)):
+        with pytest.raises(UserError, match="byte 1,000,003: invalid start byte"):
+            read()
+
+
+def test_a_pipe_is_read_as_a_file_is():
+    """As `train.py <(command)` has a config file."""
+    for content, expected in ((BOM + b"a\r\nb", "a\nb"), (b"ab\xff", "byte 2")):
+        reads, writes = os.pipe()
+        os.write(writes, content)
+        os.close(writes)
+        if expected == "a\nb":
+            assert read_text(f"/dev/fd/{reads}") == expected
+        else:
+            with pytest.raises(UserError, match=expected):
+                read_text(f"/dev/fd/{reads}")
+        os.close(reads)
 
 
 @pytest.mark.parametrize("content", [b"", BOM])
