@@ -103,9 +103,10 @@ class RunFolder:
             if moved:
                 self.processes.say(f"an earlier run's files were in {self.out_dir}: moved to {moved}")
 
-    def restore_point(self, saved, device, batches, seed, batch_shape):
+    def restore_point(self, saved, device, batches, seed, order, batch_shape):
         """Sets this process's random generators to where `saved` has them. Returns (batch, evaluated): the (x, y) that
         the run had drawn already, or None if it has none of that `batch_shape`; whether its iteration was evaluated.
+        With the `order` epoch the batch is None too: what was drawn follows from the tokens seen.
 
         A new run, and nanoGPT's checkpoints, have neither. The generator of the `batches` is seeded again if the run
         has another `seed` now, or another number of processes, which this says.
@@ -124,7 +125,7 @@ class RunFolder:
         if saved["config"].get("seed", seed) != seed:
             batches.manual_seed(new_seed)
             return None, point["evaluated"]
-        fits = point["batch"] and point["batch"][0].shape == batch_shape
+        fits = order == "random" and point["batch"] and point["batch"][0].shape == batch_shape
         return [ids.to(device) for ids in point["batch"]] if fits else None, point["evaluated"]
 
     def save(self, name, model, optim, scaler, point, config, **facts):

@@ -79,7 +79,8 @@ def test_runs_are_labelled_by_the_settings_in_which_they_differ(plot, tmp_path, 
     }
     from nanogpt import checkpoint
 
-    monkeypatch.setattr(checkpoint, "peek", lambda out: {"config": configs[out], "model_args": {"vocab_size": 9}} if out in configs else {})
+    kept = {out: {"config": config, "model_args": {"vocab_size": 61}} for out, config in configs.items()}
+    monkeypatch.setattr(checkpoint, "peek", lambda out: kept.get(out, {}))
     labels = [text.split(":")[0] for text in runs_legend(plot(*folders, f"--to={tmp_path / 'x.svg'}"))]
     assert labels == ["learning_rate=0.001", "learning_rate=0.003 (b)", "learning_rate=0.003 (c)", "d"]
     assert "<svg" in (tmp_path / "x.svg").read_text()
