@@ -28,8 +28,8 @@ class Dataset:
         if self.facts:
             for split, path in self.bins.items():
                 check_described(path, split, self.facts, self.fingerprints[split])
-            counted = self.tokens if self.tokens.are_gpt2s else self.tokens.codec_if_here or self.tokens
-            if not self.tokens.are_gpt2s and counted.vocab_size != self.facts["vocab_size"]:
+        if self.facts and not self.tokens.are_gpt2s:
+            if (self.tokens.codec_if_here or self.tokens).vocab_size != self.facts["vocab_size"]:
                 raise UserError(f"the tokens of {name} are not those that its {FACTS} counts: prepare it again")
 
     @property

@@ -1,4 +1,4 @@
-"""What 'auto' means on this machine: device, dtype, torch.compile, CPU threads, memory; and a clock for each device."""
+"""What 'auto' means on this machine: device, dtype, torch.compile, CPU threads, memory."""
 
 import ctypes
 import importlib.util
@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 import sysconfig
-import time
 
 import torch
 
@@ -200,42 +199,6 @@ def keep_freed_memory():
         libc.mallopt(M_MMAP_MAX, 0)  # from the heap, however large
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
         libc.mallopt(M_TOP_PAD, 1 << 26)
-
-
-def to_device(tokens, device):
-    """`tokens`, uint16 on the host, as int64 on `device`."""
-    if device.startswith("cuda"):  # copies two bytes per token, from pinned memory: the host does not wait
-        return tokens.pin_memory().to(device, non_blocking=True).long()
-    return tokens.long().to(device)
-
-
-class Clock:
-    """The time of an iteration on `device`: tick() ends one and begins the next, seconds() is what the last took.
-
-    CUDA and MPS run their kernels later. There a mark is an event in the device's queue, and only seconds() waits. Call
-    it once a tick: on MPS a second wait for an event, or a synchronize() before elapsed_time(), never ends.
-    """
-
-    def __init__(self, device):
-        self.device_type = torch.device(device).type
-        self.start, self.end = None, self.mark()
-
-    def tick(self):
-        self.start, self.end = self.end, self.mark()
-
-    def mark(self):
-        if self.device_type == "cpu":
-            return time.perf_counter()
-        event = getattr(torch, self.device_type).Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds(self):
-        if self.device_type == "cpu":
-            return self.end - self.start
-        if self.device_type == "cuda":
-            self.end.synchronize()
-        return self.start.elapsed_time(self.end) / 1000
 
 
 def peak_host_bytes():

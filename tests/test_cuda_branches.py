@@ -11,6 +11,7 @@ import torch
 from guards import make_guard
 
 from model import GPT, GPTConfig, KVCache
+from data.bins import to_device
 from nanogpt import device as devices
 from nanogpt import mfu
 from nanogpt.distributed import Processes
@@ -51,7 +52,7 @@ def test_tokens_travel_as_two_bytes_from_pinned_memory_without_waiting(monkeypat
             calls.append("long")
             return self
 
-    devices.to_device(Tokens(), "cuda:1")
+    to_device(Tokens(), "cuda:1")
     assert calls == ["pinned", ("cuda:1", True), "long"]
 
 

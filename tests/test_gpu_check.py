@@ -373,13 +373,13 @@ def cuda_calls(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["error", "warn"])
 def test_only_unlogged_iterations_are_watched(monkeypatch, cuda_calls, mode):
-    from nanogpt import device
+    from nanogpt import mfu
 
     monkeypatch.setattr(sys, "argv", ["train.py", "--log_interval=5"])
-    monkeypatch.setattr(device, "Clock", device.Clock)  # put back afterwards
+    monkeypatch.setattr(mfu, "Clock", mfu.Clock)  # put back afterwards
     with warnings.catch_warnings():
         seen = gpu_hooks.synchronisations(mode)
-        clock = device.Clock("cuda")  # before the loop
+        clock = mfu.Clock("cuda")  # before the loop
         watched = []
         for iteration in range(21):
             watched.append(cuda_calls[-1])

@@ -72,7 +72,7 @@ def synchronisations(mode):
 
     mode "error": torch raises where the host waits for the GPU. "warn": it warns, and this counts the warnings.
     """
-    from nanogpt import device
+    from nanogpt import mfu
 
     log_interval = next(int(a.partition("=")[2]) for a in sys.argv if a.startswith("--log_interval="))
     found = {"iterations": 0, "synchronisations": 0}
@@ -84,7 +84,7 @@ def synchronisations(mode):
     warnings.simplefilter("always")
     warnings.showwarning = count
 
-    class WatchedClock(device.Clock):
+    class WatchedClock(mfu.Clock):
         """The clock's marks are the ends of the iterations; the first comes before the loop."""
 
         iteration = -1
@@ -98,7 +98,7 @@ def synchronisations(mode):
             self.iteration += 1
             return event
 
-    device.Clock = WatchedClock
+    mfu.Clock = WatchedClock
     return lambda: found
 
 
