@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import string
 import subprocess
 import sys
@@ -24,6 +25,8 @@ import numpy as np
 import pytest
 import torch
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's `&` has it; the tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # models this small gain nothing from more, and beside other work they lose a lot
 
 GOLDEN = TESTS / "golden"

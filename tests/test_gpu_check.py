@@ -47,9 +47,9 @@ def gpu(monkeypatch):
 # the command line and the table
 
 
-def test_without_a_gpu_it_is_one_line():
-    result = gpu_check_command()
-    assert result.returncode == 2 and result.stdout == ""
+def test_without_a_gpu_it_is_one_line(run):
+    result = run("tools/gpu_check.py", expect=2)
+    assert result.stdout == ""
     assert re.fullmatch(r"error: torch \S+ finds no GPU; --device=cpu runs the checks that need none\n", result.stderr)
 
 
