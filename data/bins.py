@@ -31,9 +31,16 @@ def dtype_in(path):
 
 
 def open_bin(path):
-    """The bin's tokens as a read-only memory map, uint16 or uint32 (n,). Open it for each batch: pages once read count
-    as this process's memory while a map is held."""
-    return np.memmap(path, dtype=dtype_in(path), mode="r")
+    """(the bin's tokens as a read-only memory map, uint16 or uint32 (n,), what tells this file from another one there).
+
+    Open it for each batch: pages once read count as this process's memory while a map is held. UserError where its
+    size is none of a bin."""
+    with open(path, "rb") as f:
+        found = os.fstat(f.fileno())
+        try:
+            return np.memmap(f, dtype_in(path), mode="r"), (found.st_ino, found.st_size, found.st_mtime_ns)
+        except ValueError as error:
+            raise UserError(f"{path} of {found.st_size:,} bytes is cut: {error}") from None
 
 
 def check_size(path, block_size, dataset):
@@ -55,17 +62,13 @@ def check_size(path, block_size, dataset):
 
 
 def check_bin(path, block_size, vocab_size, dataset):
-    """UserError where `path` cannot be trained on: see check_size(), or an id >= vocab_size.
-
-    Returns its fingerprint(), by which a resumed run recognises its data.
-    """
+    """UserError where `path` cannot be trained on: see check_size(), or an id >= vocab_size."""
     check_size(path, block_size, dataset)
-    tokens = open_bin(path)
+    tokens, _ = open_bin(path)
     # Reading a whole 17 GB file would take minutes: check 64 samples of a million tokens then.
     sample = len(tokens) if len(tokens) <= FULL_CHECK_TOKENS else FULL_CHECK_TOKENS // 64
     for start in np.linspace(0, len(tokens) - sample, 1 if sample == len(tokens) else 64, dtype=np.int64):
         check_ids(tokens[start : start + sample], vocab_size, path, start)
-    return fingerprint(path)
 
 
 def check_ids(tokens, vocab_size, path, start):
@@ -79,6 +82,13 @@ def check_ids(tokens, vocab_size, path, start):
 
 
 def fingerprint(path):
-    """A short text that changes with a bin's size or its first 64 KiB."""
+    """A short text that changes with a bin's size or its first 64 KiB, by which a resumed run recognises its data."""
     with open(path, "rb") as f:
         return f"{os.path.getsize(path)}:{hashlib.sha256(f.read(1 << 16)).hexdigest()[:16]}"
+
+
+def to_device(tokens, device):
+    """`tokens`, uint16 on the host, as int64 on `device`."""
+    if device.startswith("cuda"):  # copies two bytes per token, from pinned memory: the host does not wait
+        return tokens.pin_memory().to(device, non_blocking=True).long()
+    return tokens.long().to(device)

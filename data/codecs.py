@@ -54,18 +54,36 @@ def first_prompt(codec, start):
 # codecs
 
 
-class CharCodec:
-    """A character an id, by the table in `meta`; UserError where it has none, naming `where` it is from."""
+class Codec:
+    """What the codecs have in common. `_pieces`, {id: bytes}: of every id that stands for something."""
 
     eot = tokenizer = None
     bytes_by_id = True
     cuts_at_lines = False
 
+    def known(self, id):
+        return id in self._pieces
+
+    def piece(self, id):
+        return self._pieces[id]
+
+    def decode(self, ids):
+        return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
+
+    def missing(self, text, ids):
+        """Counter of the characters of `text` that the vocabulary lacks; `ids` are those of the text."""
+        return Counter()
+
+
+class CharCodec(Codec):
+    """A character an id, by the table in `meta`; UserError where it has none, naming `where` it is from."""
+
     def __init__(self, meta, where="meta.pkl"):
         meta = check_meta(meta, where)
         if "stoi" not in meta:
             raise UserError(f"{where} has no characters (no stoi and no itos), so its ids cannot be made into text")
-        self.vocab_size, self.stoi, self.itos = meta["vocab_size"], meta["stoi"], meta["itos"]
+        self.vocab_size, self.stoi = meta["vocab_size"], meta["stoi"]
+        self._pieces = {i: text.encode("utf-8") for i, text in meta["itos"].items()}
 
     def encode(self, text):
         """List of ids; UserError names the first character that the vocabulary lacks."""
@@ -78,20 +96,8 @@ class CharCodec:
         """Ids as a dataset holds them, (n,); UserError as encode()."""
         return np.array(self.encode(text), dtype=dtype_of(self.vocab_size))
 
-    def missing(self, text, ids):
-        return Counter()  # encode() has raised
 
-    def decode(self, ids):
-        return "".join(self.itos[i] for i in ids)
-
-    def piece(self, id):
-        return self.itos[id].encode("utf-8")
-
-    def known(self, id):
-        return id in self.itos
-
-
-class BPECodec:
+class BPECodec(Codec):
     """Byte-pair encoding of bytes, through tiktoken: GPT-2's, or that of `encoding`, a tiktoken.Encoding that splits a
     text as GPT-2 does. So a text can be cut without a change of its ids (data/pieces.py).
 
@@ -100,15 +106,12 @@ class BPECodec:
     known.
     """
 
-    bytes_by_id = True
-    cuts_at_lines = False
-
     def __init__(self, encoding=None, tokenizer=None, end=END):
         self._encoding = encoding or gpt2_encoding()
         self.tokenizer, self.end, self.ranks = tokenizer, end, self._encoding._mergeable_ranks
         self.eot = self._encoding._special_tokens.get(end)
         self.vocab_size = self._encoding.max_token_value + 1
-        self._ids = {*self.ranks.values(), self.eot}
+        self._pieces = {id: token for token, id in self.ranks.items()} | {self.eot: end.encode("utf-8")}
 
     def encode(self, text):
         """List of ids; <|endoftext|> in the text is the one token of that name."""
@@ -117,18 +120,6 @@ class BPECodec:
     def encode_ordinary(self, text):
         """Ids as a dataset holds them, (n,); <|endoftext|> is but the characters it is spelt with."""
         return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype_of(self.vocab_size))
-
-    def decode(self, ids):
-        return self._encoding.decode(ids, errors="replace")
-
-    def piece(self, id):
-        return self._encoding.decode_single_token_bytes(id)
-
-    def known(self, id):
-        return id in self._ids
-
-    def missing(self, text, ids):
-        return Counter()  # there is a token for each byte
 
 
 def gpt2_is_cached():
@@ -152,7 +143,7 @@ def gpt2_encoding():
         ) from None
 
 
-class TokenizerCodec:
+class TokenizerCodec(Codec):
     """Any tokenizer.json, through Hugging Face's tokenizers. Its normalizer may change a text: then how many bytes of
     the original an id stands for depends on the text, and piece() only tells tokens apart.
 
@@ -183,11 +174,14 @@ class TokenizerCodec:
         vocab = self._tokenizer.get_vocab()
         if not vocab:
             raise UserError(f"{where} has no tokens")
-        special = {id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
-        self._ids = {id: token for token, id in vocab.items() if id == self.eot or id not in special | {unknown}}
-        self.vocab_size = max(vocab.values()) + 1
-        self.bytes_by_id, self._bytes_of = bool(bytes_of), bytes_of
-        self._added = set(self._tokenizer.get_added_tokens_decoder())
+        self.vocab_size, self.bytes_by_id = max(vocab.values()) + 1, bool(bytes_of)
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {id for id, token in added.items() if token.special and id != self.eot} | {unknown}
+        self._pieces = {
+            id: bytes_of(name) if bytes_of and id not in added else name.encode("utf-8")
+            for name, id in vocab.items()
+            if id not in special
+        }
         names = [end, None if unknown is None else self._tokenizer.id_to_token(unknown)]
         inside = (f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names if name and name[1:])
         self._inside_names = re.compile("|".join(inside) or r"(?!)")  # places in a text, and (?!) is in none
@@ -233,7 +227,6 @@ class TokenizerCodec:
         return any(sum(len(token.value) for token in tokenizer.model.tokenize(word)) < len(word) for word, _ in words)
 
     def missing(self, text, ids):
-        """Counter of the characters of `text` that the vocabulary lacks; `ids` are those of the text."""
         if self._unknown in ids:
             found = self._tokenizer.encode(text, add_special_tokens=False)
             spans = zip(found.ids, found.offsets, strict=True)
@@ -246,13 +239,6 @@ class TokenizerCodec:
 
     def decode(self, ids):
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
-
-    def piece(self, id):
-        name = self._ids[id]
-        return self._bytes_of(name) if self._bytes_of and id not in self._added else name.encode("utf-8")
-
-    def known(self, id):
-        return id in self._ids
 
 
 def shown(character):

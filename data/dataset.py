@@ -2,7 +2,7 @@
 
 import os
 
-from data.bins import SPLITS, check_bin, check_size
+from data.bins import SPLITS, check_bin, check_size, fingerprint, open_bin
 from data.codecs import bytes_of_ids
 from data.folder import FACTS, bin_path, bytes_per_token, check_described, dataset_folder, read_facts
 from data.tokens import Tokens
@@ -11,7 +11,7 @@ from nanogpt.errors import UserError
 
 
 class Dataset:
-    """The dataset data/NAME: `bins`, {split: path of its bin}, and `tokens`, the Tokens in them.
+    """The dataset data/NAME: `bins`, {split: path of its bin}, their `fingerprints`, and the Tokens in them.
 
     UserError where a bin is missing or shorter than `block_size` + 1, or its files are not those that dataset.json
     describes."""
@@ -22,12 +22,14 @@ class Dataset:
         self.bins = {split: bin_path(self.folder, split, self.facts) for split in splits}
         for path in self.bins.values():
             check_size(path, block_size, name)
+        self.seen = {split: open_bin(path)[1] for split, path in self.bins.items()}
+        self.fingerprints = {split: fingerprint(path) for split, path in self.bins.items()}
         self.tokens = Tokens.of_dataset(self.folder)
         if self.facts:
             for split, path in self.bins.items():
-                check_described(path, split, self.facts)
-            counted = self.tokens if self.tokens.are_gpt2s else self.tokens.codec_if_here or self.tokens
-            if not self.tokens.are_gpt2s and counted.vocab_size != self.facts["vocab_size"]:
+                check_described(path, split, self.facts, self.fingerprints[split])
+        if self.facts and not self.tokens.are_gpt2s:
+            if (self.tokens.codec_if_here or self.tokens).vocab_size != self.facts["vocab_size"]:
                 raise UserError(f"the tokens of {name} are not those that its {FACTS} counts: prepare it again")
 
     @property
@@ -49,14 +51,24 @@ class Dataset:
         return None
 
     def check_bins(self, block_size, vocab_size, expected):
-        """{split: fingerprint} of the bins. UserError where an id is >= `vocab_size`, or the bins are not the
-        `expected` ones, which a resumed run was trained on (None: any)."""
-        found = {split: check_bin(path, block_size, vocab_size, self.name) for split, path in self.bins.items()}
-        if expected not in (None, found):
+        """UserError where an id is >= `vocab_size`, or the bins do not have the `expected` fingerprints: those that a
+        resumed run was trained on (None: any)."""
+        for path in self.bins.values():
+            check_bin(path, block_size, vocab_size, self.name)
+        if expected not in (None, self.fingerprints):
             raise UserError(
                 f"{self.folder} is not the data this run was trained on: prepare it as it was, or start from scratch"
             )
-        return found
+
+    def open(self, split):
+        """The split's tokens as open_bin() maps them. UserError if they are not those that were there at first."""
+        path = self.bins[split]
+        tokens, file = open_bin(path)
+        if file != self.seen[split]:  # an equal copy of it will do
+            if fingerprint(path) != self.fingerprints[split] or read_facts(self.folder) != self.facts:
+                raise UserError(f"{path} has changed while it was read: prepare {self.name} as it was, and resume")
+            self.seen[split] = file
+        return tokens
 
     def text_bytes(self, vocab_size, device):
         """The TextBytes of its val tokens, for a model of `vocab_size` ids on `device`."""

@@ -16,8 +16,6 @@ import os
 import pickle
 from contextlib import ExitStack
 
-import numpy as np
-
 from data.bins import SPLITS, bin_name, dtype_in, dtype_of, fingerprint
 from data.tokenizer import LARGEST_ID
 from nanogpt.errors import ROOT, UserError, writing
@@ -26,6 +24,7 @@ from nanogpt.text_file import read_text
 
 FACTS = "dataset.json"
 TOKENS = ("meta.pkl", "tokenizer.json")  # what the ids stand for, unless they are GPT-2's
+ALL_FILES = {FACTS, *TOKENS, "train.bin", "val.bin", "train.u32.bin", "val.u32.bin"}
 
 # ----------------------------------------------------------------------------------------------
 # reading
@@ -44,32 +43,25 @@ def read_facts(folder):
     text = read_text(path)
     try:
         facts = json.loads(text)
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} cannot be read: it is no JSON") from None
-    facts = facts if isinstance(facts, dict) else {}
-    wrong = [key for key, is_right in FORM.items() if key not in facts or not is_right(facts[key])]
-    if wrong:
-        raise UserError(f"{path} is not a dataset's: its {wrong[0]} is missing, or cannot be")
+        is_whole = _has_form(facts)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise UserError(f"{path} is not a dataset's: it is damaged, or of another kind")
     return facts
 
 
-def _of_splits(value, is_right):
-    return isinstance(value, dict) and all(is_right(value.get(split)) for split in SPLITS)
-
-
-def _are_counts(value):
-    return _of_splits(value, lambda n: type(n) is int and 0 <= n < 1 << 60)
-
-
-FORM = {  # {key of dataset.json: whether a value is of its form}
-    "dtype": lambda value: value in ("uint16", "uint32"),
-    "vocab_size": lambda value: type(value) is int and 1 <= value <= LARGEST_ID + 1,
-    "tokens": _are_counts,
-    "bytes": _are_counts,
-    "fingerprints": lambda value: _of_splits(value, lambda text: isinstance(text, str)),
-    "tokenizer": lambda value: value is None
-    or (isinstance(value, dict) and value.get("file") in TOKENS and isinstance(value.get("sha256"), str)),
-}
+def _has_form(facts):
+    """Whether the content of a dataset.json is as the head of this file says; KeyError and the like where it is not."""
+    size, tokenizer = facts["vocab_size"], facts["tokenizer"]
+    counts = [facts[key][split] for key in ("tokens", "bytes") for split in SPLITS]
+    texts = [facts["fingerprints"][split] for split in SPLITS] + ([tokenizer["sha256"]] if tokenizer else [])
+    return (
+        facts["dtype"] in ("uint16", "uint32")
+        and all(type(n) is int for n in [size, *counts]) and 1 <= size <= LARGEST_ID + 1
+        and all(0 <= n < 1 << 60 for n in counts) and all(isinstance(text, str) for text in texts)
+        and (tokenizer is None or tokenizer["file"] in TOKENS)
+    )  # fmt: skip
 
 
 def tokens_path(folder, facts):
@@ -85,16 +77,12 @@ def tokens_path(folder, facts):
     path = os.path.join(folder, facts["tokenizer"]["file"])
     if not os.path.isfile(path):
         raise UserError(f"{path} is missing, and without it the dataset's ids stand for nothing: prepare it again")
-    if sha256_of(path) != facts["tokenizer"]["sha256"]:
-        raise UserError(
-            f"{path} has changed since the dataset was prepared: prepare it again, or put the old file back"
-        )
-    return path
-
-
-def sha256_of(path):
     with open(path, "rb") as f:
-        return hashlib.sha256(f.read()).hexdigest()
+        if hashlib.sha256(f.read()).hexdigest() != facts["tokenizer"]["sha256"]:
+            raise UserError(
+                f"{path} has changed since the dataset was prepared: prepare it again, or put the old file back"
+            )
+    return path
 
 
 def bytes_per_token(facts, split):
@@ -107,17 +95,18 @@ def bin_path(folder, split, facts):
 
     Without dataset.json it is uint16, unless there is one in uint32 alone."""
     narrow, wide = (os.path.join(folder, bin_name(split, dtype)) for dtype in ("uint16", "uint32"))
-    if facts and facts["dtype"] == "uint32" and os.path.exists(narrow) and os.path.exists(wide):
+    if not facts or facts["dtype"] == "uint16":
+        return wide if not facts and os.path.exists(wide) and not os.path.exists(narrow) else narrow
+    if os.path.exists(narrow) and os.path.exists(wide):
         raise UserError(f"{wide} and {narrow} are both there, and {FACTS} describes the first: remove one, or {FACTS}")
-    if facts:
-        return wide if facts["dtype"] == "uint32" else narrow
-    return wide if os.path.exists(wide) and not os.path.exists(narrow) else narrow
+    return wide
 
 
-def check_described(path, split, facts):
-    """UserError where the split's bin at `path` is not the one that dataset.json, with content `facts`, describes."""
+def check_described(path, split, facts, found):
+    """UserError where the split's bin at `path`, whose fingerprint is `found`, is not the one that dataset.json, with
+    content `facts`, describes."""
     size = facts["tokens"][split] * dtype_in(path).itemsize
-    if (size, facts["fingerprints"][split]) != (os.path.getsize(path), fingerprint(path)):
+    if (size, facts["fingerprints"][split]) != (os.path.getsize(path), found):
         raise UserError(
             f"{path} is not the one that {FACTS} beside it describes: prepare the dataset again, or remove "
             f"{FACTS} if another program has written the bins"
@@ -175,8 +164,7 @@ def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
             flush(f)
     for path in bins.values():
         rename(f"{path}.tmp", path)
-    others = {*TOKENS, *(bin_name(split, kind) for split in SPLITS for kind in (np.uint16, np.uint32))}
-    for name in others - {*written, *map(os.path.basename, bins.values())}:
+    for name in ALL_FILES - {*written, *map(os.path.basename, bins.values())}:
         remove(os.path.join(folder, name))
     return list(tokens.values())
 

@@ -1,22 +1,28 @@
 """Text from token ids as they come: whole characters only, up to a text that ends it."""
 
-import codecs
-
 
 def stream_text(prompt_ids, new_ids, codec, stop=""):
     """Yields the text of `prompt_ids`, and then, part by part, that of `new_ids` up to where the text `stop` begins.
 
-    new_ids: an iterator; nothing is taken from it after `stop`. A token may end within a character, whose bytes wait
+    new_ids: an iterator; nothing is taken from it after `stop`. A token may end within a character, which is held back
     until it is complete."""
-    stream = ByteStream(codec) if codec.bytes_by_id else TextStream(codec)
-    yield stream.add(prompt_ids)
+    yield codec.decode(prompt_ids)
+    yield from until(stop, whole_texts(prompt_ids, new_ids, codec))
 
-    def texts():
-        for id in new_ids:
-            yield stream.add([id])
-        yield stream.end()
 
-    yield from until(stop, texts())
+def whole_texts(ids, new_ids, codec):
+    """Yields the text of `new_ids`, which come after `ids`, in parts that do not end within a character.
+
+    What decode() puts between two tokens may depend on both: so the ids since the last part are decoded behind those
+    of that part, and what this adds is the next one."""
+    before, new, text = list(ids), [], ""
+    for id in new_ids:
+        new.append(id)
+        text = codec.decode(before + new)[len(codec.decode(before)) :]
+        if not text.endswith("\ufffd"):
+            yield text
+            before, new, text = new, [], ""
+    yield text
 
 
 def until(stop, texts):
@@ -35,38 +41,3 @@ def until(stop, texts):
         yield held[: len(held) - may_begin]
         held = held[len(held) - may_begin :]
     yield held
-
-
-class ByteStream:
-    """Text from ids as they come, of a codec whose pieces are the text's bytes. A token may end within a character,
-    which is returned once it is complete."""
-
-    def __init__(self, codec):
-        self._codec, self._decoder = codec, codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, ids):
-        return self._decoder.decode(b"".join(map(self._codec.piece, ids)))
-
-    def end(self):
-        return self._decoder.decode(b"", final=True)
-
-
-class TextStream:
-    """Text from ids as they come, of a codec whose decode() decides on blanks between tokens.
-
-    The ids since the last whole text are decoded behind those before them, which have been returned: what is new is
-    the difference."""
-
-    def __init__(self, codec):
-        self._decode, self._before, self._new = codec.decode, [], []
-
-    def add(self, ids):
-        self._new += ids
-        return "" if self._text().endswith("\ufffd") else self.end()
-
-    def end(self):
-        text, self._before, self._new = self._text(), self._new or self._before, []
-        return text
-
-    def _text(self):
-        return self._decode(self._before + self._new)[len(self._decode(self._before)) :]

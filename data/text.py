@@ -1,6 +1,5 @@
 """From a text to a dataset: what the prepare scripts have in common."""
 
-import hashlib
 import os
 import sys
 from collections import Counter
@@ -17,7 +16,6 @@ from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer,
 from data.codecs import BPECodec, CharCodec, shown
 from nanogpt.device import usable_cores
 from nanogpt.errors import ROOT, UserError, command
-from nanogpt.files import whole_file
 from nanogpt.meter import Meter
 from nanogpt.text_file import decoded
 
@@ -25,8 +23,6 @@ DATA = os.path.join(ROOT, "data")
 READ = 1 << 17  # bytes read at a time
 TRAIN_BYTES = 100_000_000  # of text that a tokenizer is trained on, at most
 CHANGED = "the tokens do not give this very text back: the tokenizer's normalizer or decoder changes it"
-SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 # ----------------------------------------------------------------------------------------------
 # reading
@@ -82,36 +78,6 @@ def text_chunks(paths, start=0, stop=sys.maxsize):
                     return
         if not has_text:
             raise UserError(f"{path}: the file is empty")
-
-
-def download(url, path, sha256):
-    """Fetches the small file at `url` to `path`, whole and with that SHA-256, or UserError says what to do instead."""
-    import requests
-
-    print(f"downloading {url}")
-    try:
-        response = requests.get(url, timeout=60)
-        response.raise_for_status()
-        is_it = hashlib.sha256(response.content).hexdigest() == sha256
-        reason = "" if is_it else "what came has another SHA-256"
-    except requests.RequestException as error:
-        status = getattr(error.response, "status_code", None)
-        reason = f"HTTP status {status}" if status else type(error).__name__
-    if reason:
-        raise UserError(f"cannot download {url} ({reason}): fetch it by other means and save it as {path}")
-    with whole_file(path) as f:
-        f.write(response.content)
-
-
-def shakespeare(folder):
-    """Path of tiny Shakespeare: input.txt in `folder` or in the other dataset made of it, else downloaded."""
-    folders = (folder, os.path.join(DATA, "shakespeare_char"), os.path.join(DATA, "shakespeare"))
-    places = [os.path.join(place, "input.txt") for place in folders]
-    for path in places:
-        if os.path.exists(path):
-            return path
-    download(SHAKESPEARE_URL, places[0], SHAKESPEARE_SHA256)
-    return places[0]
 
 
 # ----------------------------------------------------------------------------------------------

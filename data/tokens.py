@@ -79,17 +79,17 @@ class Tokens:
 
     @property
     def are_gpt2s(self):
-        return not self.meta and not self.tokenizer
+        return self.meta is None and self.tokenizer is None
 
     @property
     def known(self):
         """Whether it is known what each id stands for, and not only how many there are."""
-        return not self.meta or "stoi" in self.meta
+        return self.meta is None or "stoi" in self.meta
 
     @functools.cached_property
     def vocab_size(self):
         """How many there are."""
-        if self.tokenizer:
+        if self.tokenizer is not None:
             return self.codec.vocab_size
         return self.meta["vocab_size"] if self.meta else GPT2_VOCAB_SIZE
 
@@ -101,7 +101,7 @@ class Tokens:
     @functools.cached_property
     def codec(self):
         """What turns text into ids and back; UserError where there is none."""
-        if self.tokenizer:
+        if self.tokenizer is not None:
             return codec_of_tokenizer(self.tokenizer, self.where)
         return CharCodec(self.meta, self.where) if self.meta else BPECodec()
 

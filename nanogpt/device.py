@@ -1,4 +1,4 @@
-"""What 'auto' means on this machine: device, dtype, torch.compile, CPU threads, memory; and a clock for each device."""
+"""What 'auto' means on this machine: device, dtype, torch.compile, CPU threads, memory."""
 
 import ctypes
 import importlib.util
@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 import sysconfig
-import time
 
 import torch
 
@@ -20,7 +19,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-ATTENTION_KERNELS = ("flash", "efficient", "math")
+ATTENTION = {"cuda": ("auto", "flash", "efficient", "math"), "cpu": ("auto", "math"), "mps": ("auto",)}
 
 
 def pick_device(device):
@@ -55,8 +54,8 @@ def set_up(device, local_world_size=1):
 
 def fast_bfloat16():
     """Whether this CPU multiplies bfloat16 faster than float32."""
-    checks = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("avx512_bf16", "amx_tile"))
-    return any(check() for check in checks if check)  # private: a torch without them computes in float32
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def pick_dtype(dtype, device):
@@ -68,19 +67,16 @@ def pick_dtype(dtype, device):
     if device.startswith("cuda"):
         # before Ampere, bfloat16 is emulated and slower than float16 on the tensor cores
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if device == "cpu":
-        return "bfloat16" if fast_bfloat16() else "float32"
-    return "float32"
+    return "bfloat16" if device == "cpu" and fast_bfloat16() else "float32"
 
 
 def emulation_remark(dtype, device):
     """A line where `device` only emulates `dtype`, else None."""
     native = True
-    if device == "cpu" and dtype == "bfloat16":
-        native = fast_bfloat16() or not torch.cpu._is_avx2_supported()  # of other CPUs than x86 torch cannot tell
-    elif device == "cpu" and dtype == "float16":
+    if device == "cpu" and dtype != "float32":
         found = torch.cpu.get_capabilities()
-        native = found.get("architecture") != "x86_64" or found.get("avx512_fp16") or found.get("amx_fp16")
+        native = fast_bfloat16() if dtype == "bfloat16" else found.get("avx512_fp16") or found.get("amx_fp16")
+        native = native or found.get("architecture") != "x86_64"  # of other CPUs torch cannot tell
     elif device.startswith("cuda") and dtype == "bfloat16":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     return None if native else f"this {device} only emulates {dtype}: --dtype=float32 is many times faster here"
@@ -131,12 +127,11 @@ def pick_attention(attention, device, dtype):
     On a CPU 'math' is torch's plain attention, and 'auto' may be that of nanogpt/cpu_kernels.py. UserError where this
     device or dtype does not have the kernel.
     """
-    if attention not in ("auto", *ATTENTION_KERNELS):
+    if attention not in ATTENTION["cuda"]:
         raise UserError(f"--attention={attention}: takes auto, flash, efficient or math")
-    kind = torch.device(device).type
-    if attention not in {"cuda": ("auto", *ATTENTION_KERNELS), "cpu": ("auto", "math")}.get(kind, ("auto",)):
-        others = "auto or math" if kind == "cpu" else "auto"
-        raise UserError(f"--attention={attention} is not available on {device}, which takes {others}")
+    allowed = ATTENTION[torch.device(device).type]
+    if attention not in allowed:
+        raise UserError(f"--attention={attention} is not available on {device}, which takes {' or '.join(allowed)}")
     if attention == "flash" and dtype == "float32":
         raise UserError("--attention=flash does not work in float32: use --dtype=bfloat16, or --attention=efficient")
     if attention == "auto":
@@ -191,8 +186,7 @@ def usable_cores(quota="/sys/fs/cgroup/cpu.max"):
         allowed = min(allowed, max(1, math.ceil(share / period)))
     except (OSError, ValueError, ZeroDivisionError):
         pass
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not count the cores
-    return min(allowed, capabilities.get("num_physical_cores") or allowed)
+    return min(allowed, torch.cpu.get_capabilities().get("num_physical_cores") or allowed)
 
 
 def keep_freed_memory():
@@ -207,42 +201,6 @@ def keep_freed_memory():
         libc.mallopt(M_MMAP_MAX, 0)  # from the heap, however large
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
         libc.mallopt(M_TOP_PAD, 1 << 26)
-
-
-def to_device(tokens, device):
-    """`tokens`, uint16 on the host, as int64 on `device`."""
-    if device.startswith("cuda"):  # copies two bytes per token, from pinned memory: the host does not wait
-        return tokens.pin_memory().to(device, non_blocking=True).long()
-    return tokens.long().to(device)
-
-
-class Clock:
-    """The time of an iteration on `device`: tick() ends one and begins the next, seconds() is what the last took.
-
-    CUDA and MPS run their kernels later. There a mark is an event in the device's queue, and only seconds() waits. Call
-    it once a tick: on MPS a second wait for an event, or a synchronize() before elapsed_time(), never ends.
-    """
-
-    def __init__(self, device):
-        self.device_type = torch.device(device).type
-        self.start, self.end = None, self.mark()
-
-    def tick(self):
-        self.start, self.end = self.end, self.mark()
-
-    def mark(self):
-        if self.device_type == "cpu":
-            return time.perf_counter()
-        event = getattr(torch, self.device_type).Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds(self):
-        if self.device_type == "cpu":
-            return self.end - self.start
-        if self.device_type == "cuda":
-            self.end.synchronize()
-        return self.start.elapsed_time(self.end) / 1000
 
 
 def peak_host_bytes():

@@ -6,12 +6,20 @@ import signal
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
 from nanogpt import errors
 from nanogpt.errors import UserError
+
+
+# the last three are what batch systems send before the end; Windows has the first two alone
+STOP_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)
+]  # fmt: skip
 
 
 def pick_backend(backend, device, world_size=1):
@@ -34,10 +42,10 @@ def pick_backend(backend, device, world_size=1):
 
 def share_evenly(gradient_accumulation_steps, world_size):
     """How many of an iteration's micro-batches each of `world_size` processes computes."""
-    if gradient_accumulation_steps % world_size:
+    if gradient_accumulation_steps < 1 or gradient_accumulation_steps % world_size:
         raise UserError(
-            f"--gradient_accumulation_steps={gradient_accumulation_steps} cannot be shared by {world_size} processes: "
-            "give a multiple"
+            f"--gradient_accumulation_steps={gradient_accumulation_steps}: must be at least 1, and a multiple of the "
+            f"number of processes, {world_size}"
         )
     return gradient_accumulation_steps // world_size
 
@@ -80,8 +88,10 @@ class Processes:
             return f"cuda:{self.local_rank}"
         return device
 
-    def join(self, backend):
-        """Connects to the other processes, in two groups: one for gradients, and one (gloo) for messages of hosts."""
+    def join(self, backend, device):
+        """Connects to the other processes, in two groups: one for gradients, over the backend that pick_backend() has
+        for `device`, and one over gloo for messages of hosts. Returns the backend."""
+        backend = pick_backend(backend, device, self.world_size)
         if self.several:
             store = self._store_of_this_start()
             place = {"store": store, "rank": self.rank, "world_size": self.world_size} if store else {}
@@ -89,6 +99,7 @@ class Processes:
             sys.excepthook = errors.report  # torch has put one in front of it that loses its output
             # a timeout of one day: the other processes wait in this group while rank 0 saves a large model
             self.hosts = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        return backend
 
     def _store_of_this_start(self):
         """torchrun's store under a prefix drawn for this start of the processes; None where the store is not shared.
@@ -189,18 +200,19 @@ class Processes:
     # stopping and leaving
 
     def listen(self):
-        """From here on SIGTERM, SIGINT and SIGHUP ask the run to stop. A second SIGINT ends this process at once.
+        """From here on each of STOP_SIGNALS asks the run to stop. A second SIGINT ends this process at once.
 
-        A SIGHUP that nohup has switched off stays off."""
+        A signal that was ignored when the run started stays ignored: nohup and a script's background jobs want that."""
         self.listens = True
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
-            signal.signal(signal.SIGHUP, self._note)
+        for number in STOP_SIGNALS:
+            found = signal.getsignal(number)
+            if found in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, self._note)
+                errors.when_the_script_ends(partial(signal.signal, number, found))
 
     def _note(self, number, frame):
         if number == signal.SIGINT and self.exit_code > 128:
-            raise KeyboardInterrupt
+            os._exit(128 + number)  # an exception may be swallowed, where a destructor is running
         self.exit_code = 128 + number  # as a shell has it
 
     def asked_to_stop(self):

@@ -153,6 +153,35 @@ def auto_peak_flops(device):
     return find_peak_flops(0.0, device, pick_dtype("auto", device))[0]
 
 
+class Clock:
+    """The time of an iteration on `device`: tick() ends one and begins the next, seconds() is what the last took.
+
+    CUDA and MPS run their kernels later. There a mark is an event in the device's queue, and only seconds() waits. Call
+    it once a tick: on MPS a second wait for an event, or a synchronize() before elapsed_time(), never ends.
+    """
+
+    def __init__(self, device):
+        self.device_type = torch.device(device).type
+        self.start, self.end = None, self.mark()
+
+    def tick(self):
+        self.start, self.end = self.end, self.mark()
+
+    def mark(self):
+        if self.device_type == "cpu":
+            return time.perf_counter()
+        event = getattr(torch, self.device_type).Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self):
+        if self.device_type == "cpu":
+            return self.end - self.start
+        if self.device_type == "cuda":
+            self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1000
+
+
 class RunningMFU:
     """The printed MFU: 0.9 * old + 0.1 * new over logged iterations, from the sixth iteration of the process on.
 

@@ -30,7 +30,7 @@ class RunFolder:
         locked_before = os.path.exists(os.path.join(out_dir, ".lock"))
         self.lock = self._claim() if self.writes and locked_before else None
         self.run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's "none" names no run
-        self.loaded_path = None
+        self.loaded_path, self.remarks = None, []  # of what load() has read, and what to tell the user of it
 
     def _claim(self):
         busy = f"another run is writing to {self.out_dir}: stop it, or choose another --out_dir"
@@ -56,40 +56,43 @@ class RunFolder:
             raise UserError(f"--init_from={init_from}: takes scratch, resume, auto, a gpt2 name or a model's folder")
         return init_from
 
-    def load(self, device_type):
-        """(checkpoint, the settings that a resume takes from it, remarks for the user).
-
-        On the same type of device a resume keeps dtype, compile and attention, because they change the numbers.
-        """
-        saved, self.loaded_path, remarks = checkpoint.load_run(self.out_dir)
-        resumed = {name: value for name, value in saved["config"].items() if name not in NOT_RESUMED}
-        if saved.get("guard", {}).get("went_back") and resumed.get("order") == "epoch":
+    def load(self):
+        """The newest checkpoint that is whole; what is wrong with another is in `remarks`."""
+        saved, self.loaded_path, self.remarks = checkpoint.load_run(self.out_dir)
+        if saved.get("guard", {}).get("went_back") and saved["config"].get("order") == "epoch":
             raise UserError(
                 f"{self.loaded_path}: this run went back to an earlier iteration, and its order of windows cannot be "
                 f"continued: start a new run from its weights by --init_from={self.out_dir}"
             )
+        return saved
+
+    def settings_of(self, saved, device_type):
+        """The settings that a resume takes from the checkpoint `saved`; {} in a new run.
+
+        On the same type of device it keeps dtype, compile and attention, because they change the numbers."""
+        resumed = {name: value for name, value in saved.get("config", {}).items() if name not in NOT_RESUMED}
         machine = saved.get("machine", {})
         if machine.get("device_type") == device_type:
             resumed |= {"dtype": machine["dtype"], "compile": machine["compile"]}
         elif machine:
-            kind = machine["device_type"]
             resumed.pop("attention", None)  # another type of device has other kernels
-            remarks.append(f"the run was on {kind}: dtype, compile and attention are chosen anew for {device_type}")
-        return saved, resumed, remarks
+            then, chosen = machine["device_type"], "dtype, compile and attention are chosen anew"
+            self.remarks.append(f"the run was on {then}: {chosen} for {device_type}")
+        return resumed
 
     def forget_other_data(self, saved, dataset):
-        """Removes from the checkpoint `saved` what belongs to another dataset than `dataset`; returns remarks.
+        """Removes from the checkpoint `saved` what belongs to another dataset than `dataset`.
 
-        Losses on two datasets do not compare, so the best val loss is forgotten.
-        """
-        remarks, before = [], saved["config"].get("dataset", dataset)
+        Losses on two datasets do not compare, so the best val loss is forgotten."""
+        before = saved["config"].get("dataset", dataset)
         if before != dataset:
-            remarks.append(f"the best val loss so far was on {before}: it is forgotten, and that on {dataset} counts")
             for name in ("best_val_loss", "best_iter", "best_bpb", "evals_since_best", "data"):
                 saved.pop(name, None)
             for point in saved.get("points", []):
                 point["batch"] = None
-        return remarks
+            self.remarks.append(
+                f"the best val loss so far was on {before}: it is forgotten, and that on {dataset} counts"
+            )
 
     def prepare(self, resumed):
         """Locks out_dir for writing, and moves an earlier run's files aside unless this run has `resumed` from them."""
@@ -100,9 +103,10 @@ class RunFolder:
             if moved:
                 self.processes.say(f"an earlier run's files were in {self.out_dir}: moved to {moved}")
 
-    def restore_point(self, saved, device, batches, seed, batch_shape):
+    def restore_point(self, saved, device, batches, seed, order, batch_shape):
         """Sets this process's random generators to where `saved` has them. Returns (batch, evaluated): the (x, y) that
         the run had drawn already, or None if it has none of that `batch_shape`; whether its iteration was evaluated.
+        With the `order` epoch the batch is None too: what was drawn follows from the tokens seen.
 
         A new run, and nanoGPT's checkpoints, have neither. The generator of the `batches` is seeded again if the run
         has another `seed` now, or another number of processes, which this says.
@@ -121,19 +125,22 @@ class RunFolder:
         if saved["config"].get("seed", seed) != seed:
             batches.manual_seed(new_seed)
             return None, point["evaluated"]
-        fits = point["batch"] and point["batch"][0].shape == batch_shape
+        fits = order == "random" and point["batch"] and point["batch"][0].shape == batch_shape
         return [ids.to(device) for ids in point["batch"]] if fits else None, point["evaluated"]
 
-    def save(self, name, model, optim, scaler, point, machine, **facts):
-        """Writes out_dir/name: model, optimizer and loss scaler, every process's resume `point`, and `facts`.
-
-        machine: {"device_type", "dtype", "compile"} of this run."""
+    def save(self, name, model, optim, scaler, point, config, **facts):
+        """Writes out_dir/name: model, optimizer and loss scaler, every process's resume `point`, the settings `config`,
+        and `facts`."""
+        if name == "ckpt.pt":
+            self.processes.say(f"saving checkpoint to {self.out_dir}")
         keep = self.processes.rank == 0
         points = self.processes.gather({**point, "batch": [tokens.cpu() for tokens in point["batch"]]})
         weights, moments = (full_state(part.state_dict(), keep) for part in (model, optim))
         if keep:
             state = {"model": weights, "model_args": model.config.as_model_args(), "optimizer": moments}
-            state |= {"scaler": scaler.state_dict(), "points": points, "run_id": self.run_id, "machine": machine}
+            state |= {"scaler": scaler.state_dict(), "points": points, "run_id": self.run_id, "config": config}
+            machine = {"device_type": torch.device(config["device"]).type}
+            state["machine"] = machine | {name: config[name] for name in ("dtype", "compile")}
             checkpoint.save(state | facts, os.path.join(self.out_dir, name))
         self.processes.wait()
 

@@ -7,6 +7,7 @@ No module of the project is imported here, so the script takes those beside it.
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
@@ -28,6 +29,7 @@ def run_script(path, arguments, cwd, environment, stdout, stderr):
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)
     sys.dont_write_bytecode = True
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     sys.argv = [path, *arguments]
     elsewhere = [p for p in sys.path if os.path.abspath(p) not in (TESTS, os.path.dirname(TESTS))]
     sys.path[:] = [os.path.dirname(path), *elsewhere]

@@ -154,8 +154,8 @@ def with_id(value, at):
 
 
 BINS = {
-    "an odd number of bytes": (lambda data: data[:-1], ["odd"]),
-    "one byte": (b"\1", ["odd"]),
+    "an odd number of bytes": (lambda data: data[:-1], ["no multiple of a token's 2"]),
+    "one byte": (b"\1", ["no multiple of a token's 2"]),
     "no bytes": (b"", ["block_size + 1"]),
     "as many tokens as block_size": (lambda data: data[: 2 * 16], ["16 tokens", "block_size + 1 = 17"]),
     "an id that is the vocabulary's size": (with_id(61, 1234), ["1,234", "61", "60"]),

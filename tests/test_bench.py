@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from conftest import ROOT, copy_project
+from conftest import ROOT, TINY, copy_project, flags
+from runs import assert_close
 
 from tools import bench as bench_module
 
@@ -31,7 +31,7 @@ def test_a_mistake_is_named(tmp_path, own_project, arguments, said):
 
 def test_help_names_every_row(own_project):
     result = bench(own_project, "--help")
-    rows = "train_baby train_cpu train_gpt2 sample_baby sample_gpt2 val_cpu time_to_loss load_gpt2 scaling encode"
+    rows = "train_baby train_cpu train_gpt2 sample_baby sample_gpt2 val_cpu time_to_loss load_gpt2 scaling encode trials"
     assert result.returncode == 0 and set(rows.split()) <= set(re.findall(r"\w+", result.stdout))
     assert "train_gpt2_recompute" in result.stdout
 
@@ -97,9 +97,29 @@ def test_on_a_gpu_a_sample_row_is_measured_there(commands):
     assert all("--device=cuda" in command for command, _ in commands)
 
 
+def test_trials_run_train_py_with_each_change_and_compare_with_none(monkeypatch):
+    def child(command, cwd):
+        changes, micro_steps = command[2].removeprefix("trial:"), int(command[-1].partition("=")[2])
+        ms = 10.0 * micro_steps / (2 if changes else 1)
+        iters = "".join(f"iter {n}: loss 2.5, time {ms}ms, mfu {'n/a' if n == 0 else '40.00%'}\n" for n in (0, 10, 20))
+        return iters + '\nseen: {"device_mib": 7000.0}\n', 1.0
+
+    monkeypatch.setattr(bench_module, "child", child)
+    rows = bench_module.other_row("trials", None, 1, "/tmp/x", "cuda").splitlines()
+    assert rows[0] == "| GPT-2 124M, 1 x 12 x 1024, as it is: loss 2.5000 | 10.00 ms | - | 1.000 x | 1,228,800 | 40.0 % | 7,000 MiB |"
+    assert rows[-1] == ("| GPT-2 124M, 5 x 12 x 1024, graphs+rows+clip+tuning: loss 2.5000 | 25.00 ms | - | 2.000 x | 2,457,600 "
+                        "| 40.0 % | 7,000 MiB |")  # fmt: skip
+    assert "GPU" in bench_module.other_row("trials", None, 1, "/tmp/x", "cpu")
+
+
+def test_a_trial_computes_the_same_losses(run, whole_run, project, tmp_path):
+    """What of it does not take a GPU: kept gradients, rows of the loss, the clip in AdamW's step."""
+    settings = TINY | dict(gradient_accumulation_steps=2, grad_clip=0.1)
+    tried = run("tools/gpu_hooks.py", "trial:graphs+rows+clip+tuning", project / "train.py", *flags(settings, out_dir=tmp_path / "out"))
+    assert_close(tried.losses, [(*line[:2], *map(float, line[2:])) for line in whole_run(settings)[0]])
+
+
 def test_a_gpu_that_is_not_there_is_named():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     command = [sys.executable, str(ROOT / "tools" / "bench.py"), "--device=cuda", "train_cpu"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and "finds no GPU" in result.stderr.splitlines()[-1] and result.stdout == ""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from guards import make_guard
 
+from data.bins import to_device
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import mfu
@@ -52,7 +53,7 @@ def test_tokens_travel_as_two_bytes_from_pinned_memory_without_waiting(monkeypat
             calls.append("long")
             return self
 
-    devices.to_device(Tokens(), "cuda:1")
+    to_device(Tokens(), "cuda:1")
     assert calls == ["pinned", ("cuda:1", True), "long"]
 
 

@@ -97,7 +97,8 @@ def prepared(tmp_path, monkeypatch):
 
 def checked(block_size=4, vocab_size=3):
     data = Dataset("mine", block_size)
-    return data, data.check_bins(block_size, vocab_size, None)
+    data.check_bins(block_size, vocab_size, None)
+    return data, data.fingerprints
 
 
 def test_a_dataset_with_and_without_its_dataset_json_is_the_same(prepared):

@@ -4,7 +4,6 @@ import csv
 import os
 import subprocess
 import sys
-import types
 
 import pytest
 import torch
@@ -44,10 +43,12 @@ def test_the_dtype_is_bfloat16_where_it_is_fast(monkeypatch):
     assert pick_dtype("auto", "cuda") == pick_dtype("auto", "cuda:1") == "bfloat16"
     machine(monkeypatch, cuda=1, bf16=False)  # before Ampere: emulated
     assert pick_dtype("auto", "cuda") == "float16"
-    for bf16, amx, expected in [(True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")]:
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda bf16=bf16: bf16)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+    for avx512, amx, expected in [(True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")]:
+        found = {"avx512_bf16": avx512, "amx_bf16": amx}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         assert pick_dtype("auto", "cpu") == expected
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # a CPU of which torch tells nothing
+    assert pick_dtype("auto", "cpu") == "float32"
     for dtype in ("float32", "bfloat16", "float16"):
         assert pick_dtype(dtype, "cpu") == dtype
     for wrong in ("float64", "bf16", "", True):
@@ -94,18 +95,10 @@ def test_compile_pays_on_cuda_and_needs_its_compiler(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("omp, processes, cores, threads", [
     (None, 1, 16, 16), (None, 2, 16, 8), ("1", 2, 16, 8), ("1", 1, 16, 1), ("4", 2, 16, 4), ("4", 1, 16, 4),
-    ("1", 8, 4, 1), ("1", 3, 16, 5), ("", 2, 16, 8), ("0", 2, 16, 8), ("x", 1, 16, 16), ("4,2", 1, 16, 16),
+    ("1", 8, 4, 1), ("1", 32, 16, 1), ("1", 3, 16, 5), ("", 2, 16, 8), ("0", 2, 16, 8), ("x", 1, 16, 16), ("4,2", 1, 16, 16),
 ])  # fmt: skip
 def test_threads_share_the_cores_and_torchruns_1_is_its_default(omp, processes, cores, threads):
     assert pick_threads(omp, processes, cores) == threads
-
-
-@pytest.mark.parametrize("threads, processes, cores, chosen", [
-    ("1", 2, 16, 8), (None, 2, 16, 8), ("3", 2, 16, 3), (None, 1, 16, 16), ("1", 1, 16, 1), ("1", 32, 16, 1),
-    ("", 2, 16, 8), ("many", 4, 16, 4), ("0", 4, 16, 4),
-])  # fmt: skip
-def test_threads_are_the_cores_shared_out_unless_given(threads, processes, cores, chosen):
-    assert pick_threads(threads, processes, cores) == chosen
 
 
 def test_cores_are_those_this_process_may_use(monkeypatch):
@@ -134,9 +127,9 @@ def test_a_containers_quota_of_processor_time_bounds_the_cores(monkeypatch, tmp_
 
 @pytest.mark.parametrize("device, dtype, here, remark", [
     ("cpu", "float32", {}, False),
-    ("cpu", "bfloat16", dict(bf16=False, avx2=True), True),
-    ("cpu", "bfloat16", dict(bf16=True, avx2=True), False),
-    ("cpu", "bfloat16", dict(bf16=False, avx2=False), False),  # no x86: torch cannot tell
+    ("cpu", "bfloat16", dict(capabilities={"architecture": "x86_64", "avx512_bf16": False}), True),
+    ("cpu", "bfloat16", dict(capabilities={"architecture": "x86_64", "avx512_bf16": True}), False),
+    ("cpu", "bfloat16", dict(capabilities={"architecture": "aarch64"}), False),  # torch cannot tell
     ("cpu", "float16", dict(capabilities={"architecture": "x86_64", "avx512_fp16": False, "amx_fp16": False}), True),
     ("cpu", "float16", dict(capabilities={"architecture": "x86_64", "avx512_fp16": True}), False),
     ("cpu", "float16", dict(capabilities={"architecture": "aarch64"}), False),
@@ -146,81 +139,12 @@ def test_a_containers_quota_of_processor_time_bounds_the_cores(monkeypatch, tmp_
     ("mps", "bfloat16", {}, False),
 ])  # fmt: skip
 def test_a_dtype_that_the_device_only_emulates_is_said(monkeypatch, device, dtype, here, remark):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: here.get("bf16"))
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: here.get("avx2"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: here.get("capabilities", {}))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: here.get("gpu"))
     found = emulation_remark(dtype, device)
     assert bool(found) == remark
     if remark:
         assert device in found and dtype in found and "--dtype=float32" in found
-
-
-# ----------------------------------------------------------------------------------------------
-# the clock of each device, and what a version of torch that tells less of the CPU gives
-
-
-class MPSEvent:
-    """torch.mps.Event as torch's MPSEvent.mm has it: whoever waits for an event takes its one signal."""
-
-    now = 0.0
-
-    def __init__(self, enable_timing):
-        assert enable_timing
-        self.signalled = False
-
-    def record(self):
-        MPSEvent.now += 0.25
-        self.time, self.signalled = MPSEvent.now, True
-
-    def synchronize(self):
-        assert self.signalled, "this waits forever"
-        self.signalled = False
-
-    def elapsed_time(self, end):
-        end.synchronize()
-        return 1000 * (end.time - self.time)
-
-
-class CUDAEvent(MPSEvent):
-    """torch.cuda.Event: elapsed_time() fails where the end has not been waited for."""
-
-    def record(self):
-        super().record()
-        self.waited = False
-
-    def synchronize(self):
-        self.waited = True
-
-    def elapsed_time(self, end):
-        if not end.waited:
-            raise RuntimeError("CUDA error: device not ready")
-        return 1000 * (end.time - self.time)
-
-
-@pytest.mark.parametrize("kind, event", [("mps", MPSEvent), ("cuda", CUDAEvent)])
-def test_the_clock_waits_for_each_mark_once(monkeypatch, kind, event):
-    monkeypatch.setattr(torch, kind, types.SimpleNamespace(Event=event))
-    clock = devices.Clock(kind)
-    for logged in (True, True, False, True):  # as train.py's loop has it: a mark ends an iteration and begins the next
-        clock.tick()
-        if logged:
-            assert clock.seconds() == pytest.approx(0.25)
-
-
-def test_a_torch_that_does_not_know_the_cpu_computes_in_float32(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert devices.pick_dtype("auto", "cpu") == "bfloat16"
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert devices.fast_bfloat16() is False and devices.pick_dtype("auto", "cpu") == "float32"
-
-
-def test_a_torch_that_does_not_count_cores_takes_those_that_are_allowed(monkeypatch, tmp_path):
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    assert devices.usable_cores(str(tmp_path / "no quota")) == 6
 
 
 # ----------------------------------------------------------------------------------------------
@@ -420,12 +344,14 @@ def test_a_wrong_kernel_is_one_line_and_makes_no_folder(run, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="without /proc")
 def test_the_peak_of_memory_is_this_processs_own_whatever_has_started_it():
-    """Linux counts the starting process's size in a new one's ru_maxrss."""
+    """Linux counts the starting process's size in a new one's ru_maxrss. How much torch itself takes depends on its build."""
     program = (
         "import subprocess, sys\n"
-        "held = bytearray(1 << 29)\n"
-        "code = 'from nanogpt import device; print(device.peak_host_bytes())'\n"
+        "held = bytearray(1 << 30)\n"
+        "code = 'import os; from nanogpt import device; print(device.peak_host_bytes(),'\n"
+        "code += 'int(open(\"/proc/self/statm\").read().split()[1]) * os.sysconf(\"SC_PAGE_SIZE\"))'\n"
         "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 50 << 20 < int(result.stdout) < 400 << 20
+    peak, now = map(int, result.stdout.split())
+    assert 50 << 20 < peak < now + (200 << 20)

@@ -12,6 +12,7 @@ import pytest
 import reference
 import torch
 from conftest import CHARACTERS, META, SYNTHETIC, TINY, error_line, flags, write_synthetic
+from prepare_scripts import needs_bpe
 from torch.nn import functional as F
 
 from data.folder import write_dataset
@@ -235,6 +236,7 @@ def test_the_figure_is_transformers_on_an_exported_model(run, trained, tmp_path)
     assert LINE.fullmatch(result.stdout.strip())[2] == f"{total / (len(ids) - 1):.4f}"
 
 
+@needs_bpe
 def test_gpt2s_tokens_are_counted_in_bytes_and_end_of_text_in_none(run, tmp_path):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("safetensors")

@@ -1,6 +1,7 @@
 """nanogpt/mfu.py: the peaks of devices, against the makers' data sheets."""
 
 import re
+import types
 
 import pytest
 import torch
@@ -337,3 +338,55 @@ def test_every_row_is_its_comments_product_or_names_its_source():
         if not key.startswith(("v100", "t4", "mi250x")):  # tf32 runs at half the rate
             assert float(tf32) == pytest.approx(float(half) / 2, rel=0.015), key
     assert by_formula == len(DEVICES) - 5
+
+
+# ----------------------------------------------------------------------------------------------
+# the clock of each device
+
+
+class MPSEvent:
+    """torch.mps.Event as torch's MPSEvent.mm has it: whoever waits for an event takes its one signal."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+        self.signalled = False
+
+    def record(self):
+        MPSEvent.now += 0.25
+        self.time, self.signalled = MPSEvent.now, True
+
+    def synchronize(self):
+        assert self.signalled, "this waits forever"
+        self.signalled = False
+
+    def elapsed_time(self, end):
+        end.synchronize()
+        return 1000 * (end.time - self.time)
+
+
+class CUDAEvent(MPSEvent):
+    """torch.cuda.Event: elapsed_time() fails where the end has not been waited for."""
+
+    def record(self):
+        super().record()
+        self.waited = False
+
+    def synchronize(self):
+        self.waited = True
+
+    def elapsed_time(self, end):
+        if not end.waited:
+            raise RuntimeError("CUDA error: device not ready")
+        return 1000 * (end.time - self.time)
+
+
+@pytest.mark.parametrize("kind, event", [("mps", MPSEvent), ("cuda", CUDAEvent)])
+def test_the_clock_waits_for_each_mark_once(monkeypatch, kind, event):
+    monkeypatch.setattr(torch, kind, types.SimpleNamespace(Event=event))
+    clock = mfu.Clock(kind)
+    for logged in (True, True, False, True):  # as train.py's loop has it: a mark ends an iteration and begins the next
+        clock.tick()
+        if logged:
+            assert clock.seconds() == pytest.approx(0.25)

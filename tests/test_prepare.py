@@ -305,6 +305,7 @@ def test_fineweb_from_a_parquet_file_has_nanogpts_split_and_names_the_next_comma
     assert sorted(files_in(work / "data" / "fineweb")) == ["dataset.json", "prepare.py", "train.bin", "val.bin"]
 
 
+@needs_bpe
 @pytest.mark.parametrize("dataset, expected", [
     ("openwebtext", ("dylanebert/openwebtext", None)), ("fineweb", ("HuggingFaceFW/fineweb", "sample-10BT")),
 ])  # fmt: skip
@@ -413,7 +414,7 @@ def test_text_bpe_and_shakespeare_have_the_tokens_of_line_feeds(prepare_here, tm
     assert both_ids(prepare_here.data / "shakespeare")[0] == expected
 
 
-@pytest.mark.parametrize("dataset", ["text_char", "text_bpe"])
+@pytest.mark.parametrize("dataset", ["text_char", pytest.param("text_bpe", marks=needs_bpe)])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf16_is_one_line_that_names_the_file_and_writes_nothing(prepare_here, tmp_path, dataset, encoding):
     (tmp_path / "a.txt").write_text("some words\n" * 50, encoding="utf-8")

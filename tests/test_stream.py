@@ -1,8 +1,6 @@
 """sample.py's output: streamed or not the same text, whole characters only, prompts from stdin, closed pipes."""
 
-import codecs
 import io
-import random
 import runpy
 import subprocess
 import sys
@@ -10,7 +8,6 @@ import sys
 import pytest
 import torch
 from conftest import CHARACTERS, ROOT, flags
-from data.codecs import CharCodec
 from recorded_graphs import RecordedGraph
 
 from model import GPT, GPTConfig
@@ -111,30 +108,6 @@ def test_the_model_runs_until_every_sample_has_met_stop_and_no_longer(sample, mo
 
 def test_no_new_tokens_print_the_prompt(sample):
     assert sample(num_samples=1, max_new_tokens=0)[0].getvalue() == "ab\n" + "-" * 15 + "\n"
-
-
-def test_a_character_split_over_tokens_is_held_back_until_it_is_whole(sample, monkeypatch):
-    """As byte-pair tokens do: here every piece is one byte of a text with characters of one to four."""
-    text = "naïve 中文 😀"
-    spelt = text.encode()
-    monkeypatch.setattr(CharCodec, "encode", lambda self, _: [0])
-    left = iter([b">", *(bytes([byte]) for byte in spelt)])
-    monkeypatch.setattr(CharCodec, "piece", lambda self, i: next(left))
-    recorder, _ = sample(num_samples=1, max_new_tokens=len(spelt))
-    assert recorder.getvalue() == f">{text}\n" + "-" * 15 + "\n"
-    assert all(f">{text}".startswith(shown) for shown in recorder.shown if "\n" not in shown)
-    assert not any("\ufffd" in shown for shown in recorder.shown)
-
-
-def test_pieces_decoded_one_by_one_are_the_text_decoded_at_once():
-    """The equality that streaming rests on, for bytes that are no UTF-8 as well."""
-    rng = random.Random(0)
-    for _ in range(2000):
-        pieces = [bytes(rng.choice(b"a\xc3\xa9\xe4\xb8\xad\xf0\x9f\x98\x80\xff") for _ in range(rng.randrange(1, 4)))
-                  for _ in range(rng.randrange(12))]  # fmt: skip
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        one_by_one = "".join(map(decoder.decode, pieces)) + decoder.decode(b"", True)
-        assert one_by_one == b"".join(pieces).decode("utf-8", "replace")
 
 
 def test_interactive_answers_each_line_and_goes_on_after_one_it_cannot(sample):

@@ -1,5 +1,7 @@
 """Text as it is generated: whole characters, and the end at a stop text."""
 
+import random
+
 import pytest
 
 from data.streaming import stream_text, until
@@ -24,17 +26,23 @@ def test_nothing_is_read_after_stop_and_text_without_its_beginning_comes_at_once
 class Bytes:
     """A codec whose ids are bytes."""
 
-    bytes_by_id = True
-
-    def piece(self, id):
-        return bytes([id])
+    def decode(self, ids):
+        return bytes(ids).decode("utf-8", "replace")
 
 
 def test_a_character_comes_once_its_last_byte_is_there_and_a_half_one_is_replaced_at_the_end():
     ids = list("aé中😀".encode())
     assert [part for part in stream_text([], iter(ids), Bytes()) if part] == ["a", "é", "中", "😀"]
-    assert "".join(stream_text(ids[:2], iter(ids[2:-1]), Bytes())) == "aé中\ufffd"
+    assert "".join(stream_text(ids[:3], iter(ids[3:-1]), Bytes())) == "aé中\ufffd"
 
 
 def test_a_stop_within_the_prompt_does_not_end_the_text():
     assert "".join(stream_text(list(b"ab"), iter(b"cdabe"), Bytes(), "ab")) == "abcd"
+
+
+def test_a_text_in_parts_is_the_text_decoded_at_once():
+    """Also where its bytes are no UTF-8."""
+    rng = random.Random(0)
+    for _ in range(2000):
+        ids = [rng.choice(b"a\xc3\xa9\xe4\xb8\xad\xf0\x9f\x98\x80\xff") for _ in range(rng.randrange(12))]
+        assert "".join(stream_text(list(b"ab"), iter(ids), Bytes())) == Bytes().decode([*b"ab", *ids])

@@ -12,6 +12,7 @@ from prepare_scripts import PROXIES, UNICODE, files_in, write_text
 
 from data import text as data_text
 from data.text import text_chunks, text_files
+from data.tiny_shakespeare import download
 from data.meta import read_meta
 from nanogpt.errors import UserError
 from nanogpt.text_file import decoded, read_text
@@ -114,7 +115,7 @@ def server(tmp_path, monkeypatch):
 
 def test_a_download_arrives_whole(server, tmp_path, capsys):
     url, content = server
-    data_text.download(url, str(tmp_path / "x"), hashlib.sha256(content).hexdigest())
+    download(url, str(tmp_path / "x"), hashlib.sha256(content).hexdigest())
     assert files_in(tmp_path) == {"x": content}
     assert capsys.readouterr().out == f"downloading {url}\n"
 
@@ -126,7 +127,7 @@ def test_a_download_arrives_whole(server, tmp_path, capsys):
 def test_a_failed_download_leaves_nothing_and_says_what_to_do(server, tmp_path, suffix, digest, reason):
     url, content = server
     with pytest.raises(UserError, match=reason) as error:
-        data_text.download(url + suffix, str(tmp_path / "x"), digest or hashlib.sha256(content).hexdigest())
+        download(url + suffix, str(tmp_path / "x"), digest or hashlib.sha256(content).hexdigest())
     assert f"save it as {tmp_path / 'x'}" in str(error.value)
     assert files_in(tmp_path) == {}
 

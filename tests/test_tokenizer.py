@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data import text as data_text
 from data.pieces import line_pieces, pieces_for
-from data.streaming import ByteStream, TextStream
+from data.streaming import stream_text
 from data.codecs import BPECodec, CharCodec, TokenizerCodec
 from data.tokenizer import codec_of_tokenizer, find_tokenizer, same_tokenizer, tokenizer_of, train_tokenizer
 from nanogpt.errors import UserError
@@ -362,8 +362,7 @@ def test_a_stream_says_what_decoding_all_at_once_says(kind, own):
     for codec in (codec_of_tokenizer(trained(kind), "x"), codec_of_tokenizer(own, "x")):
         for text in TEXT.split("\n")[:40]:
             found = codec.encode_ordinary(text).tolist() or [5]
-            stream = (ByteStream if codec.bytes_by_id else TextStream)(codec)
-            parts = [stream.add(found[:2]), *(stream.add([i]) for i in found[2:]), stream.end()]
+            parts = list(stream_text(found[:2], iter(found[2:]), codec))
             assert "".join(parts) == codec.decode(found) and len([p for p in parts if p]) > len(found) / 3
 
 
@@ -372,8 +371,7 @@ def test_a_character_of_several_tokens_is_streamed_once_it_is_whole():
     text = edited(train_tokenizer([TEXT], 300), lambda c: c["pre_tokenizer"].update(add_prefix_space=True))
     codec = codec_of_tokenizer(text, "x")
     found = codec.encode_ordinary("中é").tolist()
-    stream = (ByteStream if codec.bytes_by_id else TextStream)(codec)
-    parts = [stream.add([i]) for i in found] + [stream.end()]
+    parts = list(stream_text([], iter(found), codec))
     assert len(found) == 6 and [p for p in parts if p] == [" ", "中", "é"]
 
 

@@ -5,7 +5,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, SYNTHETIC, TESTS, TINY, error_line, flags, parse, tree, write_synthetic
+from conftest import (
+    SMALL, SYNTHETIC, TESTS, TINY, error_line, flags, one_failure, parse, rows, tree, write_synthetic,
+)  # fmt: skip
 from reference import losses_of_a_run
 from runs import DEFAULTS, TOKENS, as_nanogpt_saves, assert_close, assert_near, content, load
 
@@ -145,6 +147,25 @@ def test_data_that_changed_underneath_is_an_error(train, own_project, tmp_path):
         assert tree(data) == dataset and content(out_dir) == before
     write_synthetic(data)
     train(SMALL, out_dir=out_dir, init_from="resume", max_iters=20, project=own_project)
+
+
+@pytest.mark.parametrize("batch", [14, 31])  # in an evaluation, and as a step is computed
+@pytest.mark.parametrize("change", ["removed", "other ids", "0", "20"])
+def test_data_that_changes_under_a_run_ends_it_with_its_state_saved(train, whole_run, own_project, tmp_path, change, batch):
+    spoilt = train(SMALL, out_dir=tmp_path, program="change_data.py", project=own_project, expect=None,
+                   env=dict(BATCH=batch, CHANGE=change))  # fmt: skip
+    assert spoilt.returncode in (1, 2) and "train.bin" in one_failure(spoilt, spoilt.returncode)
+    write_synthetic(own_project / "data" / "synthetic")
+    resumed = train(SMALL, out_dir=tmp_path, init_from="resume", project=own_project)
+    losses, log = whole_run(SMALL)
+    at = load(tmp_path / "ckpt.pt")["iter_num"]
+    assert spoilt.losses + resumed.losses == losses and rows(tmp_path) == log and at > 0
+
+
+def test_an_equal_copy_of_the_data_is_the_same_data(train, whole_run, own_project, tmp_path):
+    copied = train(SMALL, out_dir=tmp_path, program="change_data.py", project=own_project,
+                   env=dict(BATCH=20, CHANGE="copied"))  # fmt: skip
+    assert copied.losses == whole_run(SMALL)[0]
 
 
 def test_betas_and_decay_changed_on_resume_give_adamws_own_losses(run, synthetic_run, tmp_path):

@@ -1,6 +1,6 @@
 """Times this trainer, alone or in turn with another checkout that has nanoGPT's command line and printed lines.
 
-    python tools/bench.py                                  every row
+    python tools/bench.py                                  every row but trials
     python tools/bench.py --peer=DIR train_cpu sample_baby   these rows, beside the checkout in DIR
     python tools/bench.py --device=cpu                     on the CPU; by default on a GPU where there is one
 
@@ -44,7 +44,11 @@ SAMPLE = {
     "sample_baby": ("baby GPT, 10 samples of 500, exact", "baby", 10, 500),
     "sample_gpt2": ("GPT-2 124M, 1 sample of 200", "gpt2", 1, 200),
 }
-OTHER = ("val_cpu", "time_to_loss", "load_gpt2", "scaling", "plan", "encode")
+# changes to training on a GPU that train.py does not have yet (tools/gpu_hooks.py makes them), and micro-steps
+TRIALS = (
+    ("", 1), ("graphs", 1), ("", 5), ("graphs", 5), ("rows", 5), ("clip", 5), ("tuning", 5), ("graphs+rows+clip+tuning", 5),
+)  # fmt: skip
+OTHER = ("val_cpu", "time_to_loss", "load_gpt2", "scaling", "plan", "encode", "trials")
 
 
 def child(command, cwd):
@@ -159,12 +163,13 @@ def main():
 
     every = [*TRAIN, *SAMPLE, *OTHER]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(every)}; without one all of them")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(every)}; without one all but trials")
     parser.add_argument("--peer", metavar="DIR", type=os.path.abspath, help="the other checkout")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="cuda where there is a GPU, else cpu")
     parser.add_argument("--runs", metavar="N", type=int, default=5, help="how often each command runs")
     options = parser.parse_args()
-    rows, peer, runs = options.rows or every, options.peer, options.runs
+    rows = options.rows or [row for row in every if row != "trials"]
+    peer, runs = options.peer, options.runs
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if unknown := ", ".join(row for row in rows if row not in every):
         parser.error(f"no such row: {unknown}; there are {', '.join(every)}")
@@ -214,6 +219,8 @@ def other_row(row, peer, runs, temporary, device):
         return plan_rows(runs, temporary, device)
     if row == "encode":
         return encode_rows(runs)
+    if row == "trials":
+        return trial_rows(runs, temporary, device)
     if row == "scaling" and device == "cuda":
         return "| scaling | measures processes on a CPU: add --device=cpu | | | | | |"
     if row == "scaling":
@@ -234,7 +241,7 @@ def encode_rows(runs):
     from data.tokens import Tokens
 
     folder = os.path.join(ROOT, "data", "shakespeare_char")
-    text = Tokens.of_dataset(folder).codec.decode(open_bin(os.path.join(folder, "train.bin")).tolist())
+    text = Tokens.of_dataset(folder).codec.decode(open_bin(os.path.join(folder, "train.bin"))[0].tolist())
     trained = train_tokenizer([text], 4096)
     unigram = Tokenizer(models.Unigram())
     unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
@@ -257,6 +264,33 @@ def encode_rows(runs):
         seconds = statistics.median(times[name])
         speed = f"{len(text.encode()) / seconds / 1e6:.1f} MB/s"
         lines.append(f"| encoding, one thread: {name} | {speed} | - | {gpt2 / seconds:.2f} x GPT-2's | - | - | - |")
+    return "\n".join(lines)
+
+
+def trial_rows(runs, temporary, device):
+    """Rows of GPT-2 124M with each change of TRIALS; the ratio is to the same micro-steps without it."""
+    if device == "cpu":
+        return "| trials | measures changes for a GPU | | | | | |"
+    settings = ["--batch_size=12", "--block_size=1024", f"--dataset={temporary}/gpt2_data", f"--out_dir={temporary}/out"]
+    settings += ["--device=cuda", *NO_EVAL[:-1], "--log_interval=10", "--max_iters=40"]
+    found = {trial: [] for trial in TRIALS}
+    for _ in range(runs):
+        for changes, micro_steps in TRIALS:
+            hook = [sys.executable, os.path.join(ROOT, "tools", "gpu_hooks.py"), f"trial:{changes}"]
+            command = [*hook, "train.py", *settings, f"--gradient_accumulation_steps={micro_steps}"]
+            out, _ = child(command, ROOT)
+            lines = re.findall(r"^iter \d+: loss (\S+), time ([\d.]+)ms, mfu ([\d.]+)%$", out, re.M)
+            loss, _, mfu = map(float, lines[-1])
+            peak = json.loads(re.findall(r"^seen: (.*)$", out, re.M)[-1])["device_mib"]
+            ms = statistics.median(float(ms) for _, ms, _ in lines)
+            found[changes, micro_steps].append((ms, mfu, peak, loss))
+    medians = {trial: [statistics.median(column) for column in zip(*rows, strict=True)] for trial, rows in found.items()}
+    lines = []
+    for (changes, micro_steps), (ms, mfu, peak, loss) in medians.items():
+        what = f"GPT-2 124M, {micro_steps} x 12 x 1024, {changes or 'as it is'}: loss {loss:.4f}"
+        ratio = f"{medians['', micro_steps][0] / ms:.3f} x"
+        rate = f"{micro_steps * 12 * 1024 / ms * 1000:,.0f}"
+        lines.append(f"| {what} | {ms:,.2f} ms | - | {ratio} | {rate} | {mfu:.1f} % | {peak:,.0f} MiB |")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import torch
 
 from configurator import configure
-from data.bins import check_ids, open_bin
+from data.bins import check_ids
 from data.codecs import bytes_of_ids
 from data.dataset import Dataset
 from data.folder import bytes_per_token
@@ -25,7 +25,7 @@ from data.pretrained import Pretrained
 from data.text import check_missing, encode_piece, text_chunks
 from model import GPT
 from nanogpt import device as devices
-from nanogpt.distributed import Processes, pick_backend
+from nanogpt.distributed import Processes
 from nanogpt.errors import UserError
 from nanogpt.meter import Meter
 from tools.evaluation import chunks_of, evaluate
@@ -75,7 +75,7 @@ def ids_of_file(path):
 def ids_of_split(path):
     """Yields the ids of the bin at `path`, part by part, each checked."""
     position = 0
-    for ids in chunks_of(lambda: open_bin(path), 1 << 20):
+    for ids in chunks_of(lambda: corpus.open(split), 1 << 20):
         check_ids(ids, vocab_size, path, position)
         position += len(ids)
         yield ids
@@ -95,14 +95,14 @@ else:
     except UserError as error:
         codec, why_unknown = None, error
     facts, path = corpus.facts, corpus.bins[split]
-    name, n_tokens, chunks = split, len(open_bin(path)), ids_of_split(path)
+    name, n_tokens, chunks = split, len(corpus.open(split)), ids_of_split(path)
 bytes_of = codec and bytes_of_ids(codec, vocab_size)
 if bytes_of is None and not file and not facts:  # then the bytes of the whole are not known either
     processes.say(f"no bits per byte: {why_unknown}")
 
 # ---- the loss ----------------------------------------------------------------------------------------------------
 
-processes.join(pick_backend("auto", device))
+processes.join("auto", device)
 model.to(device).eval()
 meter = Meter("evaluating, tokens", n_tokens - 1 if n_tokens else 0)
 

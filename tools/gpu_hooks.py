@@ -72,7 +72,7 @@ def synchronisations(mode):
 
     mode "error": torch raises where the host waits for the GPU. "warn": it warns, and this counts the warnings.
     """
-    from nanogpt import device
+    from nanogpt import mfu
 
     log_interval = next(int(a.partition("=")[2]) for a in sys.argv if a.startswith("--log_interval="))
     found = {"iterations": 0, "synchronisations": 0}
@@ -84,7 +84,7 @@ def synchronisations(mode):
     warnings.simplefilter("always")
     warnings.showwarning = count
 
-    class WatchedClock(device.Clock):
+    class WatchedClock(mfu.Clock):
         """The clock's marks are the ends of the iterations; the first comes before the loop."""
 
         iteration = -1
@@ -98,7 +98,7 @@ def synchronisations(mode):
             self.iteration += 1
             return event
 
-    device.Clock = WatchedClock
+    mfu.Clock = WatchedClock
     return lambda: found
 
 
@@ -133,6 +133,42 @@ def poisoned_gradient():
     return lambda: found
 
 
+def trial(changes):
+    """Changes to training that train.py does not have, because no GPU has measured them: see docs/benchmarks.md."""
+    import model
+    from nanogpt import cross_entropy, device, guard
+
+    configure, optimizers = model.GPT.configure_optimizers, []
+
+    def watched_configure(self, *arguments):
+        optimizers.append(configure(self, *arguments))
+        if "graphs" in changes:  # gradients that add up must not lie in a CUDA graph's memory: they exist before it
+            for p in self.parameters():
+                p.grad = torch.zeros_like(p)
+            zero_grad = optimizers[0].zero_grad
+            optimizers[0].zero_grad = lambda set_to_none: zero_grad(set_to_none=False)
+        return optimizers[0]
+
+    def clip_in_the_step(parameters, grad_clip):
+        """Fused AdamW divides the gradients by its grad_scale."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        optimizers[0].grad_scale = (norm / grad_clip).clamp(min=1.0)
+        return norm
+
+    model.GPT.configure_optimizers = watched_configure
+    if "graphs" in changes:
+        device.compile_mode = lambda device_type, *_: "reduce-overhead" if device_type == "cuda" else None
+    if "rows" in changes:
+        cross_entropy.LOSS_ROWS = 6144
+    if "clip" in changes:
+        guard.clip_gradients = clip_in_the_step
+    if "tuning" in changes:
+        import torch._inductor.config
+
+        torch._inductor.config.coordinate_descent_tuning = True
+    return device_memory()
+
+
 def matmul_tflops(device, dtype, products=20, size=None):
     """TFLOPS of the best of a few rounds of large products, many for each synchronisation."""
     size = size or (8192 if device.startswith("cuda") else 512)
@@ -150,6 +186,25 @@ def matmul_tflops(device, dtype, products=20, size=None):
     return best / 1e12
 
 
+def decoding_rates(device, sizes=None, tokens=200):
+    """Tokens a second of a first text and of a second, by a GPT-2 124M with random weights: the GPT of this folder.
+
+    The first one includes what is done once: choosing kernels, and recording CUDA graphs where the model has them."""
+    from model import GPT, GPTConfig
+
+    torch.manual_seed(0)
+    model, rates, how = GPT(GPTConfig(**sizes or {})).to(device, torch.bfloat16).eval(), [], {}
+    if hasattr(model, "stream"):  # ours
+        from nanogpt.decoding import make_step
+
+        how["step"] = make_step(model, 1, top_k=200)
+    for _ in range(2):
+        start = time.perf_counter()
+        model.generate(torch.zeros(1, 1, dtype=torch.long, device=device), tokens, top_k=200, **how).tolist()
+        rates.append(tokens / (time.perf_counter() - start))
+    return rates
+
+
 INSTRUMENTS = {
     "memory": device_memory,
     "added_memory": added_memory,
@@ -165,10 +220,15 @@ def main():
     if sys.argv[1] == "matmul":
         print("seen: " + json.dumps({"tflops": matmul_tflops(*sys.argv[2:4])}))
         return
-    instrument, script = INSTRUMENTS[sys.argv[1]], os.path.abspath(sys.argv[2])
+    if sys.argv[1] == "decoding":
+        sys.path[0] = os.getcwd()
+        print("seen: " + json.dumps({"tokens_per_second": decoding_rates(sys.argv[2])}))
+        return
+    name, _, changes = sys.argv[1].partition(":")  # trial:CHANGE+CHANGE
+    script = os.path.abspath(sys.argv[2])
     sys.argv = [script, *sys.argv[3:]]
     sys.path[0] = os.path.dirname(script)
-    seen = instrument()
+    seen = trial(changes.split("+")) if name == "trial" else INSTRUMENTS[name]()
     try:
         runpy.run_path(script, run_name="__main__")
     finally:

@@ -51,7 +51,7 @@ def curves(out_dir):
     if not os.path.exists(path):
         raise UserError(f"there is no log.csv in {out_dir}, such as train.py writes there")
     try:
-        rows = read_log(path)
+        rows = read_log(path) or []
         log = {kind: table([row for row in rows if row["kind"] == kind]) for kind in ("train", "eval")}
     except ValueError:
         raise UserError(f"{path} is not a log of train.py") from None

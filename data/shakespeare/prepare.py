@@ -12,7 +12,8 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from configurator import configure
-from data.text import data_folder, prepare_bpe, print_next, shakespeare
+from data.text import data_folder, prepare_bpe, print_next
+from data.tiny_shakespeare import shakespeare
 
 configure(globals())
 folder = data_folder("shakespeare")

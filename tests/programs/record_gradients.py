@@ -16,7 +16,8 @@ from nanogpt import optim
 
 folder, rank = Path(os.environ["RECORD"]), os.environ["RANK"]
 exchanges, counts = [], []
-DDP, scatter, step = parallel.DistributedDataParallel, dist.reduce_scatter_single, optim.AdamW.step
+SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"  # of fsdp
+DDP, scatter, step = parallel.DistributedDataParallel, getattr(dist, SCATTER), optim.AdamW.step
 
 
 def counted_ddp(*args, **options):
@@ -43,6 +44,7 @@ def recorded_step(self, *args, **options):
     return step(self, *args, **options)
 
 
-parallel.DistributedDataParallel, dist.reduce_scatter_single = counted_ddp, counted_scatter
+parallel.DistributedDataParallel = counted_ddp
+setattr(dist, SCATTER, counted_scatter)
 optim.AdamW.step = recorded_step
 run_script()

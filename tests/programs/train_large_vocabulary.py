@@ -2,6 +2,7 @@
 
 import json
 
+import script  # noqa: F401
 import torch
 from torch._dynamo.utils import counters
 
