@@ -159,11 +159,10 @@ windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size
 def get_batch(split, evaluation=0):
     """(x, y), each (B, T) int64 on the device: windows of the split's tokens, y one token further on.
 
-    For an `evaluation` of so many batches they come one below the other, in one read."""
+    The batches of an `evaluation`, so many, come one below the other, in one read."""
     try:
         tokens = corpus.open(split)  # opened anew: a map held open keeps in memory every page it has read
-        starts = [windows.starts(len(tokens), bool(evaluation)) for _ in range(evaluation or 1)]
-        start = np.concatenate(starts)
+        start = np.concatenate([windows.starts(len(tokens), evaluation > 0) for _ in range(max(1, evaluation))])
         window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
         check_ids(window, vocab_size, corpus.bins[split], start)
     except (OSError, UserError):  # the data is gone, or has changed
@@ -191,8 +190,7 @@ mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_
 # what computes: the model compiled, where that is on, and in DDP, where there are several processes
 train_model = processes.wrap_ddp(torch.compile(model, mode=mode) if compile else model, sharding, device)
 folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older one's files aside
-shape = batch_size, block_size
-batch, evaluated = folder.restore_point(saved, device, batch_generator, seed, order, shape)
+batch, evaluated = folder.restore_point(saved, device, windows)
 wandb = {"project": wandb_project, "name": wandb_run_name, "id": saved.get("wandb_id"), "config": config}
 log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb_log, wandb)
 saved = pretrained = None  # frees the checkpoint, which is as large as the model and its optimizer
