@@ -8,7 +8,6 @@ import ast
 import math
 import os
 import re
-import shlex
 import sys
 
 import numpy as np
@@ -37,8 +36,8 @@ def coerce(name, value, default, where):
         raise UserError(f"{where[:80]}: {name} takes {KINDS[wanted]} of fewer digits")
     value = float(value) if wanted is float and type(value) is int else value
     if type(value) is not wanted:
-        shown = config_file.shown(value)
-        raise UserError(f"{where}: {name} takes {KINDS[wanted]}, such as {default!r}, not {shown}")
+        kind = type(value).__name__  # not the value itself, which may be of any size
+        raise UserError(f"{where}: {name} takes {KINDS[wanted]}, such as {default!r}, not one of type {kind}")
     if wanted is float and not math.isfinite(value):
         raise UserError(f"{where}: {name} takes a finite number, not {value!r}")
     return value
@@ -56,16 +55,16 @@ def _value(key, text, default, argument):
 
 
 def _from_config_file(path, settings):
-    """({name: value} of the settings in the config file at `path`, the mistakes in it, the notes on it).
+    """({name: value} of the settings in the config file at `path`, the mistakes in it, the names that it ignores).
 
     `settings` are {name: value} of all, as they are before it."""
     found = path if os.path.exists(path) else os.path.join(ROOT, path)
     where = f"config file {path}"
     source = read_text(found, where)
     values = config_file.run(source, found, where, settings)
-    mistakes, notes = config_file.judge_names(values, source, settings, where)
+    mistakes, ignored = config_file.judge_names(values, source, settings, where)
     values = {name: coerce(name, values[name], settings[name], where) for name in values if name in settings}
-    return values, mistakes, notes
+    return values, mistakes, ignored
 
 
 def documented(path):
@@ -84,18 +83,6 @@ def _print_help(namespace, names, sources):
         print(f"  --{name}={namespace[name]!r}".ljust(46) + comments.get(name, ("", ""))[1])
 
 
-def _right_form(argument, following, namespace, names):
-    """What to type in place of `argument`, which is not --key=value and has the arguments `following` after it."""
-    key, equals, value = argument.lstrip("-").partition("=")
-    key = key if key in names else config_file.nearest(key, names, config_file.NEAR)
-    if not key:
-        return ""
-    words = [word.removeprefix("=") for word in following[:2] if word != "="]  # `key value`, `key = value`
-    if not equals and words and not words[0].startswith("--"):
-        equals, value = "=", words[0]
-    return ": " + shlex.quote(f"--{key}={value}") if equals else f", such as --{key}={namespace[key]!r}"
-
-
 def configure(namespace, positional=None, sources=()):
     """Applies the command line to a script's settings, `namespace` (its globals()), in place.
 
@@ -109,22 +96,24 @@ def configure(namespace, positional=None, sources=()):
         _print_help(namespace, names, sources or [namespace["__file__"]])
         sys.exit(0)
     given, mistakes, notes = {}, [], []
-    for at, argument in enumerate(sys.argv[1:], 2):
+    for argument in sys.argv[1:]:
         key, equals, text = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and equals and key in settings:
             given[key] = _value(key, text, settings[key], argument)
         elif argument.startswith("--") and equals:
-            mistakes.append(config_file.unknown(key, config_file.nearest(key, names), argument))
+            mistakes.append(config_file.unknown(key, names, argument))
         elif argument.startswith("-") or (key in names and not os.path.exists(argument)):
-            form = _right_form(argument, sys.argv[at:], namespace, names)
-            raise UserError(f"{argument}: give a setting as --key=value{form}")
+            near = config_file.nearest(key.removeprefix("-"), names)
+            example = f", such as --{near}={text or repr(namespace[near])}" if near else ""
+            raise UserError(f"{argument}: give a setting as --key=value{example}")
         elif positional:
             positional(argument)
         else:
-            values, more_mistakes, more_notes = _from_config_file(argument, settings | given)
+            values, more_mistakes, ignored = _from_config_file(argument, settings | given)
             given |= values
             mistakes += more_mistakes
-            notes += more_notes
+            if ignored:
+                notes.append(f"note: config file {argument} sets names that are no settings: {', '.join(ignored)}")
     if mistakes:
         raise UserError("; ".join(mistakes))
     config_file.check_removed(given)

@@ -48,22 +48,15 @@ def run(source, path, name, settings):
     return {k: v for k, v in scope.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}
 
 
-def shown(value):
-    """repr(value), or words in its place where it has more digits than Python converts."""
-    try:
-        return repr(value)
-    except ValueError:
-        return "a number of so many digits"
-
-
 def nearest(name, names, ratio=0.6):
     """The one of `names` that is most like `name`, by difflib's ratio; None where that is lower for all."""
     names = [each for each in names if each not in REMOVED]
     return next(iter(difflib.get_close_matches(name, names, 1, ratio)), None)
 
 
-def unknown(name, near, where):
-    """The error's text for a `name` that is no setting, and is `near` that one or None, given `where`."""
+def unknown(name, names, where):
+    """The error's text for a `name`, given `where`, that is not in `names`, the settings'."""
+    near = nearest(name, names)
     return f"{where}: there is no setting {name}; " + (f"did you mean {near}?" if near else "see --help")
 
 
@@ -77,11 +70,11 @@ def check_removed(values):
 
 
 def judge_names(found, source, names, where):
-    """(the errors' texts, the notes' texts) on what is not in `names`, the settings', of `found`: {name: value} that a
+    """(the errors' texts, the ignored names) of what is not in `names`, the settings', of `found`: {name: value} that a
     config file with this `source` has set.
 
     Modules, functions, classes, containers and other objects are the file's helpers, and so is what the file reads. A
-    plain value that is near a setting's name and that the file does not read is a mistake. The others are ignored.
+    plain value that is near a setting's name is a mistake, unless the file reads it. The others are ignored.
     """
     nodes = ast.walk(ast.parse(source))
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
@@ -90,11 +83,8 @@ def judge_names(found, source, names, where):
         if name in names or not isinstance(value, (numbers.Number, np.generic, str, bytes, type(None))):
             continue
         near = nearest(name, names, NEAR)
-        if near and name in read:
-            ignored.append(f"{name} (did you mean {near}?)")
-        elif near:
-            mistakes.append(unknown(name, near, where))
-        elif name not in read:
+        if near and name not in read:
+            mistakes.append(unknown(name, names, where))
+        elif near or name not in read:
             ignored.append(name)
-    notes = [f"note: {where} sets names that are no settings: {', '.join(ignored)}"] if ignored else []
-    return mistakes, notes
+    return mistakes, ignored

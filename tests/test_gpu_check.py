@@ -403,6 +403,13 @@ def test_device_memory_is_torchs_peak(monkeypatch):
     assert seen() == {"device_mib": 3072}
 
 
+def test_a_models_tokens_a_second_are_those_of_two_texts(monkeypatch):
+    ticks = iter([0.0, 2.0, 10.0, 10.5])
+    monkeypatch.setattr(gpu_hooks.time, "perf_counter", lambda: next(ticks))
+    sizes = dict(block_size=16, vocab_size=300, n_layer=1, n_head=2, n_embd=16)
+    assert gpu_hooks.decoding_rates("cpu", sizes, tokens=30) == [15, 60]
+
+
 def test_a_matmuls_tflops_come_from_many_products_a_synchronisation(monkeypatch):
     """Each product takes 2 n^3 FLOPs: 20 of 64 x 64 in 2 ms are 5.24 GFLOPS."""
     calls, ticks = types.SimpleNamespace(products=0, waits=0), iter(k * 0.002 for k in range(100))
