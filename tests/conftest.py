@@ -25,8 +25,9 @@ import numpy as np
 import pytest
 import torch
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's `&` has it; the tests press Ctrl-C
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for name in {"SIGINT", "SIGHUP", "SIGTERM"} & set(dir(signal)):  # nohup and a shell's `&` have some of them ignored,
+    if signal.getsignal(number := getattr(signal, name)) is signal.SIG_IGN:  # and so would the runs that tests stop
+        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 torch.set_num_threads(1)  # models this small gain nothing from more, and beside other work they lose a lot
 
 GOLDEN = TESTS / "golden"
