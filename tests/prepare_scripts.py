@@ -44,7 +44,8 @@ def ids(work, dataset, split):
 
 
 def files_in(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """{name: content}; the file by which the folder is locked is left out."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
 
 
 def write_text(path, text):
