@@ -156,11 +156,13 @@ batch_generator = torch.Generator().set_state(torch.get_rng_state())
 windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size, block_size, rank, world_size)
 
 
-def get_batch(split, evaluation=False):
-    """(x, y), each (B, T) int64 on the device: windows of the split's tokens, y one token further on."""
+def get_batch(split, evaluation=0):
+    """(x, y), each (B, T) int64 on the device: windows of the split's tokens, y one token further on.
+
+    The batches of an `evaluation`, so many, come one below the other, in one read."""
     try:
         tokens = corpus.open(split)  # opened anew: a map held open keeps in memory every page it has read
-        start = windows.starts(len(tokens), evaluation)
+        start = np.concatenate([windows.starts(len(tokens), evaluation > 0) for _ in range(max(1, evaluation))])
         window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
         check_ids(window, vocab_size, corpus.bins[split], start)
     except (OSError, UserError):  # the data is gone, or has changed
@@ -188,8 +190,7 @@ mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_
 # what computes: the model compiled, where that is on, and in DDP, where there are several processes
 train_model = processes.wrap_ddp(torch.compile(model, mode=mode) if compile else model, sharding, device)
 folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older one's files aside
-shape = batch_size, block_size
-batch, evaluated = folder.restore_point(saved, device, batch_generator, seed, order, shape)
+batch, evaluated = folder.restore_point(saved, device, windows)
 wandb = {"project": wandb_project, "name": wandb_run_name, "id": saved.get("wandb_id"), "config": config}
 log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb_log, wandb)
 saved = pretrained = None  # frees the checkpoint, which is as large as the model and its optimizer
@@ -218,12 +219,14 @@ def estimate_loss():
         batch_losses = torch.zeros(math.ceil(eval_iters / world_size), world_size, device=device)
         n_bytes = torch.zeros_like(batch_losses)
         with autocast:  # one context for all batches: it casts each weight only once
-            for k in range(len(batch_losses)):
-                if processes.asked_to_stop():
-                    return None
-                x, y = get_batch(split, evaluation=True)
-                batch_losses[k, rank] = train_model(x, y)[1]
-                n_bytes[k, rank] = text_bytes.of(y)
+            for first in range(0, len(batch_losses), 16):  # in one read, and one copy to a GPU
+                xs, ys = get_batch(split, evaluation=min(16, len(batch_losses) - first))
+                batches = zip(xs.split(batch_size), ys.split(batch_size), strict=True)
+                for k, (x, y) in enumerate(batches, first):
+                    if processes.asked_to_stop():
+                        return None
+                    batch_losses[k, rank] = train_model(x, y)[1]
+                    n_bytes[k, rank] = text_bytes.of(y)
         processes.add_up(batch_losses)
         processes.add_up(n_bytes)
         mean[split] = batch_losses.flatten()[:eval_iters].mean().item()

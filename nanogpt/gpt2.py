@@ -41,7 +41,7 @@ def _files(name_or_path):
         if not os.path.isdir(name_or_path):
             raise UserError(f"{name_or_path} is neither a folder nor one of {', '.join(NAMES)}")
         raise UserError(f"there is neither a run (ckpt.pt) nor a GPT-2 (config.json) in {name_or_path}")
-    require(f"--init_from={name_or_path}", "huggingface_hub", "safetensors")
+    require(f"--init_from={name_or_path}", "huggingface_hub")
     from huggingface_hub import hf_hub_download, logging, try_to_load_from_cache
 
     logging.set_verbosity_error()  # it would print each retry; the one line below says all
@@ -99,19 +99,28 @@ class WithoutInit(TorchFunctionMode):
 def load_weights(make_model, config, path):
     """make_model(config), a GPT, with the weights in the safetensors file at `path`; UserError where they do not fit.
 
-    The file is memory-mapped and copied once, to float32: peak memory is the model and one tensor.
+    The file is memory-mapped and copied once, to float32.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     try:
-        with safe_open(path, framework="pt") as file:
-            stored = {name.removeprefix("transformer."): name for name in file.keys()}
-            check_sizes(config, {name: file.get_slice(there).get_shape() for name, there in stored.items()})
+        stored = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
+        check_sizes(config, {name: tensor.shape for name, tensor in stored.items()})
+        wte = stored["wte.weight"]
+        if not stored.pop("lm_head.weight", wte).equal(wte):
+            raise ValueError("its lm_head is not tied to its wte")
+        weights = {"lm_head.weight": wte}
+        for name, tensor in stored.items():
+            if not tensor.is_floating_point():
+                raise ValueError(f"{name} is not of floats")
+            if not name.endswith((".attn.bias", ".attn.masked_bias")):  # masks
+                weights[f"transformer.{name}"] = tensor.mT if name.endswith(TRANSPOSED) else tensor
         with WithoutInit():
             model = make_model(config)
-        _copy_weights(model, stored, path)
+        model.load_state_dict(weights)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be loaded: {error}") from None
+        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     return model
 
 
@@ -125,30 +134,6 @@ def check_sizes(config, shapes):
             raise ValueError(f"{name} should be {size}, and is {shapes.get(name, 'missing')}")
     if sum(name.endswith(".ln_1.weight") for name in shapes) != config.n_layer:
         raise ValueError(f"they are not of n_layer = {config.n_layer}")
-
-
-def _copy_weights(model, stored, path):
-    """Copies the tensors of the file at `path`, under their names `stored`, into `model`; ValueError if they differ."""
-    from safetensors import safe_open
-
-    def read(name):  # opened for each tensor: pages once read count as this process's memory while the map is held
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
-
-    weights = model.state_dict()
-    del weights["lm_head.weight"]  # tied to wte, so most files leave it out
-    for name, parameter in weights.items():
-        name_there = stored.pop(name.removeprefix("transformer."), None)
-        tensor = read(name_there) if name_there else torch.empty(0)
-        tensor = tensor.mT if name.endswith(TRANSPOSED) and tensor.dim() == 2 else tensor
-        if tensor.shape != parameter.shape or not tensor.is_floating_point():
-            raise ValueError(f"{name} should be floats {list(parameter.shape)}, and is {list(tensor.shape)}")
-        parameter.copy_(tensor)
-    wte = weights["transformer.wte.weight"]
-    if "lm_head.weight" in stored and not read(stored.pop("lm_head.weight")).float().equal(wte):
-        raise ValueError("its lm_head is not tied to its wte")
-    if others := [name for name in stored if not name.endswith((".attn.bias", ".attn.masked_bias"))]:  # masks
-        raise ValueError(f"it has weights that are not a GPT-2's: {', '.join(others[:3])}")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -211,10 +196,9 @@ def _weights(model):
     """{name: tensor} as GPT-2's files have them: matrices (in, out), a bias everywhere, no head, since it is tied."""
     weights = {}
     for name, tensor in model.state_dict().items():
-        if name != "lm_head.weight":
-            weights[name] = (tensor.mT if name.endswith(TRANSPOSED) else tensor).contiguous()
-    for name in list(weights):
-        if ".h." in name or ".ln_f." in name:
-            bias = name.removesuffix("weight").removesuffix("bias") + "bias"
-            weights.setdefault(bias, torch.zeros(weights[name].shape[-1]))  # a matrix is (in, out) here
+        tensor = (tensor.mT if name.endswith(TRANSPOSED) else tensor).contiguous()
+        if ".h." in name or ".ln_f." in name:  # the module's own bias, where it has one, comes next
+            weights[name.replace("weight", "bias")] = torch.zeros(tensor.shape[-1])
+        weights[name] = tensor
+    del weights["lm_head.weight"]
     return weights

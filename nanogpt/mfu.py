@@ -95,42 +95,27 @@ def peak_from_table(name, dtype, tf32=False):
 
 
 def measure_peak(device, dtype):
-    """FLOPS of square matmuls at `dtype` on `device`: the best burst of several, found in about half a second.
+    """FLOPS of square matmuls at `dtype` on `device`: the best figure found in half a second.
 
     Several sizes take turns, because a CPU with AMX reaches 1.5 TFLOPS at 1024 and 2.6 at 2048. Sizes whose product
-    takes over 0.1 s are skipped. If the two best bursts differ by over 5 %, other work has disturbed them: the
-    measurement then takes up to a second.
+    would take over a second are skipped.
     """
     kind = torch.device(device).type
     sizes, at_once = ((256, 1024, 2048), 1) if kind == "cpu" else ((4096,), 10)  # a GPU waits for the host in between
-    synchronize = torch.cpu.synchronize if kind == "cpu" else getattr(torch, kind).synchronize
     generator = torch.Generator(device).manual_seed(0)
-    matrix = torch.randn(sizes[-1], sizes[-1], device=device, generator=generator).to(getattr(torch, dtype))
-    bursts, started = [0.0, 0.0], time.perf_counter()
-
-    def disturbed():
-        second, best = sorted(bursts)[-2:]
-        return second < 0.95 * best
-
-    while (elapsed := time.perf_counter() - started) < 0.5 or (elapsed < 1.0 and disturbed()):
-        for size in sizes:
-            seconds = 2 * size**3 * at_once / max(bursts) if max(bursts) else 0.0
-            if size == sizes[0] or seconds <= 0.1:
-                bursts.append(_burst(matrix[:size, :size].contiguous(), at_once, synchronize))
-    return max(bursts)
-
-
-def _burst(a, at_once, synchronize, budget=0.05):
-    """FLOPS of the fastest of the products a @ a of a burst of `budget` seconds, `at_once` to a synchronisation."""
-    a @ a
-    synchronize()
-    best, stop = 0.0, time.perf_counter() + budget
-    while not best or time.perf_counter() < stop:
-        start = time.perf_counter()
-        for _ in range(at_once):
-            a @ a
-        synchronize()
-        best = max(best, at_once * 2 * len(a) ** 3 / (time.perf_counter() - start))
+    matrices = [torch.randn(n, n, device=device, generator=generator).to(getattr(torch, dtype)) for n in sizes]
+    best, stop = 0.0, time.perf_counter() + 0.5
+    while time.perf_counter() < stop:
+        for a in matrices:
+            flops = at_once * 2 * len(a) ** 3
+            end = start = time.perf_counter()
+            while (a is matrices[0] or flops <= best) and end < start + 0.05:
+                before = end
+                for _ in range(at_once):
+                    a @ a
+                getattr(torch, kind).synchronize()
+                end = time.perf_counter()
+                best = max(best, flops / (end - before))
     return best
 
 

@@ -20,12 +20,12 @@ def make_optimizer(model, weight_decay, learning_rate, betas, device_type, optim
     Fused wherever torch has the kernel: one pass over the weights, no temporary copies. With `optimizer` "muon" Muon
     takes the matrices of the blocks, and AdamW the rest.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
     hidden = [p for p in model.transformer.h.parameters() if p.dim() >= 2] if optimizer == "muon" else []
-    taken = {id(p) for p in hidden}
+    taken = {*hidden}
+    rest = [p for p in model.parameters() if p not in taken]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2 and id(p) not in taken], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
     adamw = AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu", "mps"))
     if optimizer == "adamw":
@@ -133,10 +133,6 @@ class MuonWithAdamW:
     def state_dict(self):
         return {name: part.state_dict() for name, part in self.parts.items()}
 
-    def load_state_dict(self, state):
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-
 
 # ----------------------------------------------------------------------------------------------
 # the learning rate
@@ -177,23 +173,21 @@ def restore_optimizer(optimizer, scaler, saved, path):
     if not state:
         folder = os.path.dirname(path)
         raise UserError(f"{path} has no optimizer state: start a new run from its weights by --init_from={folder}")
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    ours, theirs = ("muon" if muon else "adamw" for muon in (hasattr(optimizer, "parts"), "muon" in (state or {})))
-    if ours != theirs:
-        raise UserError(f"{path}: the run's optimizer is {theirs}, and a resume cannot change it to {ours}")
+    parts = getattr(optimizer, "parts", {"": optimizer})
+    states = state if "muon" in state else {"": state}
+    if parts.keys() != states.keys():
+        raise UserError(f"{path}: a resume cannot change the optimizer from adamw to muon, or from muon to adamw")
     try:
-        for name, part in getattr(optimizer, "parts", {"": optimizer}).items():
-            part.load_state_dict(reshard(part, state[name] if name else state))
+        for name, part in parts.items():
+            part.load_state_dict(part.state_dict() | {"state": reshard(part, states[name]["state"])})
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise UserError(f"{path}: its optimizer state does not fit this model: {error}") from None
-    for group, settings in zip(optimizer.param_groups, groups, strict=True):
-        group.update(settings)
     if scaler.is_enabled() and saved.get("scaler"):
         scaler.load_state_dict(saved["scaler"])
 
 
 def reshard(optimizer, state):
-    """An optimizer's state_dict of full tensors, each cut to its parameter's size and sharded as the parameter is.
+    """An optimizer's saved `state` of full tensors, each cut to its parameter's size and sharded as the parameter is.
 
     torch does not check sizes. If block_size was cropped, the moments of the dropped positions are removed. ValueError
     if a size does not fit otherwise.
@@ -201,17 +195,14 @@ def reshard(optimizer, state):
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     names = {"momentum_buffer"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
     result = {}
-    for i, values in state["state"].items():
-        p, result[i] = parameters[i], {}
+    for i, values in state.items():
+        p, result[i] = parameters[i], dict(values)
         if values.keys() != names:
             raise ValueError(f"parameter {i} has {', '.join(map(str, values))}")
-        for name, value in values.items():
-            if name == "step":
-                value = value.to(p.device, torch.float32)  # fused AdamW counts on the device; others may not
-            else:
-                value = value[: len(p)].clone() if len(value) > len(p) else value
-                if value.shape != p.shape:
-                    raise ValueError(f"{name} of parameter {i} is {tuple(value.shape)}, not {tuple(p.shape)}")
-                value = like(value, p)
-            result[i][name] = value
-    return {**state, "state": result}
+        for name in names - {"step"}:
+            value = values[name]
+            value = value[: len(p)].clone() if len(value) > len(p) else value
+            if value.shape != p.shape:
+                raise ValueError(f"{name} of parameter {i} is {tuple(value.shape)}, not {tuple(p.shape)}")
+            result[i][name] = like(value, p)
+    return result

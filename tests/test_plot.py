@@ -58,11 +58,11 @@ def test_the_picture_has_the_logs_losses_and_marks_the_best(plot, tmp_path, caps
 
 
 def test_runs_with_different_tokens_are_said_to_have_losses_that_do_not_compare(plot, tmp_path, monkeypatch, capsys):
-    letters = {"vocab_size": 1, "stoi": {"a": 0}, "itos": {0: "a"}}
-    metas = {"out-a": None, "out-b": letters, "out-c": letters, "out-d": {}}
-    paths = {name: write_log(tmp_path / name) for name in metas}
-    kept = {paths[name]: {"meta": meta} if meta != {} else {} for name, meta in metas.items()}  # d: an older checkpoint
-    monkeypatch.setattr("nanogpt.checkpoint.peek", kept.get)
+    letter = {"vocab_size": 1, "stoi": {"a": 0}}
+    older = {"model_args": {"vocab_size": 1}}  # a checkpoint that keeps no tokens
+    kept = {"out-a": {"meta": None}, "out-b": {"meta": letter}, "out-c": {"meta": letter}, "out-d": older}
+    paths = {name: write_log(tmp_path / name) for name in kept}
+    monkeypatch.setattr("nanogpt.checkpoint.peek", {paths[name]: kept[name] for name in kept}.get)
     plot(paths["out-b"], paths["out-c"], paths["out-d"])
     assert "compare" not in capsys.readouterr().out
     plot(paths["out-a"], paths["out-b"])

@@ -61,6 +61,12 @@ def own():
     return train_tokenizer([TEXT], 600)
 
 
+@functools.cache
+def gpt2s_tokenizer():
+    """The text of GPT-2's tokenizer.json, which takes a second to make."""
+    return tokenizer_of(BPECodec())
+
+
 def hugging_face(text):
     """tokenizers' own reading of that tokenizer.json, with special tokens in a text as plain text."""
     tokenizer = Tokenizer.from_str(text)
@@ -210,7 +216,7 @@ def test_a_byte_level_bpe_of_another_split_is_encoded_by_tokenizers_and_its_byte
 
 @needs_bpe
 def test_gpt2s_tokenizer_json_has_gpt2s_ids_for_tokenizers():
-    tokenizer, tiktokens = hugging_face(tokenizer_of(BPECodec())), tiktoken_gpt2()
+    tokenizer, tiktokens = hugging_face(gpt2s_tokenizer()), tiktoken_gpt2()
     assert tokenizer.token_to_id(END) == tiktokens.eot_token == 50256
     for each in [*UGLY, TEXT]:
         assert ids_by(tokenizer, each) == tiktokens.encode_ordinary(each)
@@ -218,7 +224,7 @@ def test_gpt2s_tokenizer_json_has_gpt2s_ids_for_tokenizers():
 
 @needs_bpe
 def test_gpt2s_own_tokenizer_json_is_gpt2s_codec():
-    codec = codec_of_tokenizer(tokenizer_of(BPECodec()), "x")
+    codec = codec_of_tokenizer(gpt2s_tokenizer(), "x")
     assert isinstance(codec, BPECodec) and codec.tokenizer is None and codec.vocab_size == 50257
 
 
@@ -229,7 +235,7 @@ def test_gpt2s_own_tokenizer_json_is_gpt2s_codec():
     lambda c: c["model"]["merges"].pop(),
 ])  # fmt: skip
 def test_what_is_made_of_gpt2s_tokens_is_not_gpt2s(change):
-    text = edited(tokenizer_of(BPECodec()), change)
+    text = edited(gpt2s_tokenizer(), change)
     codec, tokenizer = codec_of_tokenizer(text, "x"), hugging_face(text)
     assert codec.tokenizer == text
     for each in ("Hello WORLD<|user|>", *UGLY[:20]):
