@@ -12,7 +12,7 @@ import pytest
 from prepare_scripts import PROXIES, UNICODE, files_in, write_text
 
 from data import text as data_text
-from data.text import text_chunks, text_files
+from data.text_files import text_chunks, text_files
 from data.tiny_shakespeare import download
 from data.meta import read_meta
 from nanogpt.errors import UserError
@@ -23,10 +23,10 @@ def test_a_text_is_read_by_position_whatever_the_reads_cut(tmp_path, monkeypatch
     monkeypatch.setattr(data_text, "READ", read)
     paths = [str(write_text(tmp_path / name, UNICODE * 3)) for name in ("one", "two")]
     text = (UNICODE * 6).replace("\r\n", "\n")
-    assert "".join(data_text.text_chunks(paths)) == text
+    assert "".join(text_chunks(paths)) == text
     for cut in (1, len(text) // 2, len(text) - 1):
-        assert "".join(data_text.text_chunks(paths, 0, cut)) == text[:cut]
-        assert "".join(data_text.text_chunks(paths, cut, len(text))) == text[cut:]
+        assert "".join(text_chunks(paths, 0, cut)) == text[:cut]
+        assert "".join(text_chunks(paths, cut, len(text))) == text[cut:]
 
 
 @pytest.mark.parametrize("argument", ["--name=../elsewhere", "--name=", "--name=a/b", "--name=.hidden", "--name=text.py"])
@@ -53,7 +53,7 @@ def test_a_file_that_is_no_text_is_named_with_the_byte(tmp_path, monkeypatch, co
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=reason) as error:
-        list(data_text.text_chunks([str(path)]))
+        list(text_chunks([str(path)]))
     assert str(path) in str(error.value)
 
 
@@ -61,7 +61,7 @@ def test_a_folder_or_a_pipe_is_no_text_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(UserError, match="a folder, a pipe or a device"):
-            list(data_text.text_chunks([str(path)]))
+            list(text_chunks([str(path)]))
 
 
 def test_a_text_too_short_to_split_is_refused(tmp_path):
