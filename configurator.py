@@ -16,6 +16,9 @@ from nanogpt import config_file, errors
 from nanogpt.errors import ROOT, UserError
 from nanogpt.text_file import read_text
 
+DASHES = "-\u2013\u2014"  # and what editors make of two of them
+CURLY = "\u2018\u2019\u201c\u201d\u201e"  # what they make of quotes
+OF_SAMPLES = ("start", "stop")  # settings of sample.py that are a text of the model's
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -49,6 +52,8 @@ def _value(key, text, default, argument):
         value = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
+    if text[:1] in CURLY and text.strip(CURLY) != text and key not in OF_SAMPLES:
+        raise UserError(f"{argument}: did you mean --{key}={text.strip(CURLY)}?")
     if isinstance(default, str) and not isinstance(value, str) and default != "auto":
         value = text  # --start=1984 is a prompt
     return coerce(key, value, default, argument)
@@ -78,6 +83,8 @@ def documented(path):
 def _print_help(namespace, names, sources):
     """Every setting with its default and the comment beside it in one of the `sources`, paths of scripts."""
     print((namespace.get("__doc__") or "").strip() + "\n\nsettings (--key=value):")
+    if "start" in names:
+        print(r"""a text in quotes of its own is Python's: --start='"ROMEO:\n"' is ROMEO: and a line feed""")
     comments = {name: found for path in sources for name, found in documented(path).items()}
     for name in names:
         print(f"  --{name}={namespace[name]!r}".ljust(46) + comments.get(name, ("", ""))[1])
@@ -100,10 +107,12 @@ def configure(namespace, positional=None, sources=()):
         key, equals, text = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and equals and key in settings:
             given[key] = _value(key, text, settings[key], argument)
+            if key in OF_SAMPLES and r"\n" in given[key] and not text.startswith("FILE:"):
+                notes.append(rf"""note: --{key} has the characters \ and n; a line feed is --{key}='"{given[key]}"'""")
         elif argument.startswith("--") and equals:
             mistakes.append(config_file.unknown(key, names, argument))
-        elif argument.startswith("-") or (key in names and not os.path.exists(argument)):
-            near = config_file.nearest(key.removeprefix("-"), names)
+        elif argument.startswith(tuple(DASHES)) or (key in names and not os.path.exists(argument)):
+            near = config_file.nearest(key.lstrip(DASHES), names)
             example = f", such as --{near}={text or repr(namespace[near])}" if near else ""
             raise UserError(f"{argument}: give a setting as --key=value{example}")
         elif positional:

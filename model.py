@@ -12,11 +12,10 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-from nanogpt import gpt2, mfu, optim
+from nanogpt import decoding, gpt2, mfu, optim
 from nanogpt.cpu_kernels import Dropout, attention
-from nanogpt.cross_entropy import loss_in_chunks, mean_loss, product_dtype
+from nanogpt.cross_entropy import loss_in_chunks, mean_loss
 from nanogpt.errors import UserError
-from nanogpt.sampling import sample_token
 
 
 @dataclasses.dataclass
@@ -63,18 +62,14 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = Dropout(config.dropout)
 
     def forward(self, x, cache=None, last_only=False):
-        """x (B, T, C) to (B, T, C), or with `last_only` to (B, 1, C). cache: this layer's, of KVCache.extend()."""
+        """x (B, T, C) to (B, T, C), or with `last_only` to (B, 1, C). cache: this layer's, of extend()."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         if last_only:
             q = q[:, :, -1:]
-        if cache is not None:
-            cached_k, cached_v = cache  # (B, nh, tokens so far, hs), where these T are the last
-            cached_k[:, :, -T:], cached_v[:, :, -T:] = k, v
-            if T == 1:  # a prompt, of more tokens, attends to itself alone, in its own dtype
-                k, v = cached_k, cached_v
-        y = attention(q, k, v, self.dropout if self.training else 0.0)  # causal
+        k, v, bias = decoding.store(cache, k, v) if cache is not None else (k, v, None)
+        y = attention(q, k, v, self.dropout if self.training else 0.0, bias)  # causal
         y = y.transpose(1, 2).flatten(2)  # (B, T, C), heads side by side
         return self.resid_dropout(self.c_proj(y))
 
@@ -143,16 +138,17 @@ class GPT(nn.Module):
     def hidden(self, idx, cache=None, last_only=False):
         """The hidden states (B, T, C) after ln_f of token ids `idx` (B, T); with `last_only` the last one, (B, 1, C).
 
-        With a `cache` (KVCache), `idx` continues the cached tokens: many tokens into an empty cache, or one.
+        With a `cache` (decoding.KVCache), `idx` continues the cached tokens: many into an empty cache, or one. The
+        caller then adds T to its length.
         Raises ValueError where that makes more than block_size tokens.
         """
         T = idx.size(1)
         start = cache.length if cache is not None else 0
         if start + T > self.config.block_size:
             raise ValueError(f"{start + T} tokens are more than block_size = {self.config.block_size}")
-        embedded = self.transformer.wte(idx) + self.transformer.wpe.weight[start : start + T]
+        positions, layer_caches = cache.extend(T) if cache is not None else (slice(T), [None] * self.config.n_layer)
+        embedded = self.transformer.wte(idx) + self.transformer.wpe.weight[positions]
         x = self.transformer.drop(embedded)  # (B, T, C)
-        layer_caches = cache.extend(T) if cache is not None else [None] * self.config.n_layer
         for block, layer_cache in zip(self.transformer.h, layer_caches, strict=True):
             if last_only and block is self.transformer.h[-1]:
                 x = block.last_position(x, layer_cache)
@@ -232,15 +228,15 @@ class GPT(nn.Module):
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
         """`idx` (B, T) with `max_new_tokens` sampled tokens appended: (B, T + max_new_tokens). See stream()."""
-        return torch.cat([idx, *self.stream(idx, max_new_tokens, temperature, top_k, **options)], dim=1)
+        options |= {"temperature": temperature, "top_k": top_k}
+        return torch.cat([idx, *self.stream(idx, max_new_tokens, **options)], dim=1)
 
     @torch.no_grad()
-    def stream(
-        self, idx, max_new_tokens, temperature=1.0, top_k=None, window_step=1, generators=None, allowed=None, top_p=None
-    ):  # fmt: skip
+    def stream(self, idx, max_new_tokens, window_step=1, generators=None, step=None, **options):
         """Yields `max_new_tokens` times the next token (B, 1) of each row of `idx` (B, T).
 
-        temperature, top_k, top_p, generators: see nanogpt/sampling.py. allowed (V,) bool: tokens that may be drawn.
+        generators: see nanogpt/sampling.py. options: temperature, top_k, top_p and allowed, of decoding.Step. In their
+        place, texts in turn may share a `step` = decoding.make_step(self, B, **options), and on CUDA its graphs.
 
         While the text fits in block_size, a cache holds the keys and values of all tokens but the last. After that the
         window moves, and with it the position of every token, so exact text (window_step 1) computes the whole window
@@ -248,37 +244,11 @@ class GPT(nn.Module):
         times faster, with a little less context.
         """
         size = self.config.block_size
-        cache = KVCache(self.config, len(idx), idx.device, product_dtype(self.transformer.wte.weight))
-        new = idx[:, -size:]
+        step = step or decoding.make_step(self, len(idx), **options)
+        key, new = step.begin(generators), idx[:, -size:]
         for _ in range(max_new_tokens):
-            new = new.clone(memory_format=torch.contiguous_format)  # torch.compile specialises on strides
-            fills_window = new.size(1) == size  # then a cache would have no room for another token: leave it empty
-            logits = self(new, cache=None if fills_window else cache)[0][:, -1].float()  # (B, V)
-            if allowed is not None:
-                logits = logits.masked_fill(~allowed, -math.inf)
-            new = sample_token(logits, temperature, top_k, top_p, generators)
+            new = step(key, new)
             idx = torch.cat([idx, new], dim=1)
             yield new
-            if fills_window or cache.length == size:  # the window moves: compute it again
-                cache.length, new = 0, idx[:, -max(1, size - window_step + 1) :]
-
-
-class KVCache:
-    """Keys and values of the tokens so far, so that only the new token passes through the model.
-
-    On a CPU the cache is float32: there scaled_dot_product_attention is nine times slower with one bfloat16 query.
-    """
-
-    def __init__(self, config, batch, device, dtype=torch.float32):
-        self.length = 0  # tokens so far
-        size = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        dtype = torch.float32 if torch.device(device).type == "cpu" else dtype
-        self.layers = [[torch.empty(size, dtype=dtype, device=device) for _ in range(2)] for _ in range(config.n_layer)]
-
-    def extend(self, T):
-        """Makes room for T more tokens: one, or a prompt into the empty cache.
-
-        Returns [keys, values] of each layer, (B, nh, tokens so far, hs). The layer fills in the last T.
-        """
-        self.length += T
-        return [[buffer[:, :, : self.length] for buffer in layer] for layer in self.layers]
+            if step.cache.length == size:  # the window moves: compute it again
+                step.cache.length, new = 0, idx[:, -max(1, size - window_step + 1) :]

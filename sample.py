@@ -6,6 +6,7 @@
 Settings come from config files and --key=value arguments, later ones winning.
 """
 
+import itertools
 import sys
 
 import torch
@@ -17,6 +18,7 @@ from data.streaming import stream_text
 from model import GPT
 from nanogpt import device as devices
 from nanogpt.cpu_kernels import pack_linear_layers
+from nanogpt.decoding import make_step, on_host
 from nanogpt.errors import UserError, advise_on_memory
 from nanogpt.text_file import read_text, stdin_lines
 
@@ -26,7 +28,7 @@ init_from = "resume"  # resume (the model in out_dir), a gpt2 name, or the folde
 out_dir = "out"  # where train.py put its checkpoints
 start = "\n"  # the prompt; FILE:prompt.txt reads it from a file
 interactive = False  # read prompts from stdin, a line each, and continue each of them once
-num_samples = 10  # texts to write; a single one appears as it is generated
+num_samples = 10  # texts to write; the first one appears as it is generated
 max_new_tokens = 500  # tokens in each
 temperature = 0.8  # 1.0: as the model predicts; below: safer, and repeats more; 0: always the most likely token
 top_k = 200  # draw from this many most likely tokens only; 0: from all
@@ -68,8 +70,10 @@ elif "start" not in settings.given and not interactive:
 for remark in remarks:
     print(remark, file=sys.stderr)
 
-for parameter in model.parameters():  # cast the matrices once, here, and not by autocast for every token
-    parameter.data = parameter.data.to(device, getattr(torch, dtype) if parameter.dim() >= 2 else torch.float32)
+for module in model.modules():  # cast once, here, and not by autocast for every token; norms stay float32
+    kind = torch.float32 if isinstance(module, torch.nn.LayerNorm) else getattr(torch, dtype)
+    for parameter in module.parameters(recurse=False):
+        parameter.data = parameter.data.to(device, kind)
 if compile:
     model.forward = torch.compile(model.forward, dynamic=True)
 elif devices.packs_weights(device, dtype):
@@ -88,26 +92,22 @@ def generator(k):
 
 
 def write(text, generators):
-    """Prints a sample that continues `text` for each of `generators`; a single one as it is generated."""
+    """Prints a sample that continues `text` for each of `generators`, the first one as it is generated."""
     if not text:
         raise UserError("the prompt is empty: give at least one character")
     ids = codec.encode(text)
     prompt = torch.tensor([ids], device=device).expand(len(generators), -1)  # (B, T)
-    options = {"top_k": top_k or None, "top_p": top_p, "window_step": window_step, "allowed": allowed}
-    if len(generators) == 1:
-        tokens = model.stream(prompt, max_new_tokens, temperature, generators=generators, **options)  # (1, 1) each
-        for part in stream_text(ids, map(torch.Tensor.item, tokens), codec, stop):
+    tokens = on_host(model.stream(prompt, max_new_tokens, window_step, generators, step))
+    for k, rows in enumerate(itertools.tee(tokens, len(generators))):  # a row asks for tokens until its text ends
+        for part in stream_text(ids, (row[k] for row in rows), codec, stop):
             print(part, end="", flush=True)
-        texts = [""]
-    else:
-        rows = model.generate(prompt, max_new_tokens, temperature, generators=generators, **options).tolist()
-        texts = ("".join(stream_text(ids, row[len(ids) :], codec, stop)) for row in rows)
-    for text in texts:
-        print(text)
+        print()
         print("-" * 15, flush=True)
 
 
 with devices.autocast(device, dtype):
+    how = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "allowed": allowed}
+    step = make_step(model, 1 if interactive else num_samples, **how)  # one for all prompts
     if interactive:
         for k, line in enumerate(stdin_lines("> ")):
             try:

@@ -91,18 +91,18 @@ settings = configure(globals())
 # ---- this process, its device, and the other processes -------------------------------
 processes = Processes()
 rank, world_size = processes.rank, processes.world_size
-say = processes.say  # prints lines on rank 0, but no None
+say = processes.say  # prints lines on rank 0; skips None
 device = processes.own_device(devices.pick_device(device))
 device_type = devices.set_up(device, processes.local_world_size)
 backend = processes.join(backend, device)
 
 # ---- what to start from, and whether the settings fit together -----------------------
 folder = RunFolder(out_dir, processes, read_only=eval_only)
-init_from = folder.resolve(init_from)  # scratch, resume, a GPT-2, or the folder of a model
+init_from = folder.resolve(init_from)  # auto is decided; what torchrun restarts resumes
 saved = folder.load() if init_from == "resume" else {}
-folder.remarks += settings.adopt(folder.settings_of(saved, device_type))  # where none was given
+# a resume keeps the saved settings that the command does not give: this rebinds the globals
+folder.remarks += settings.adopt(folder.settings_of(saved, device_type))
 settings.at_least(1, "eval_interval log_interval eval_iters batch_size block_size max_nonfinite")
-settings.at_least(1, "gradient_accumulation_steps")
 settings.at_least(0, "max_iters warmup_iters lr_decay_iters learning_rate min_lr weight_decay")
 settings.at_least(0, "grad_clip spike_sigma seed save_interval sample_interval patience max_seconds peak_flops")
 settings.at_least(0, "beta1 beta2 dropout", below=1)
@@ -116,9 +116,9 @@ devices.set_deterministic(deterministic)
 processes.check_sharding(sharding, optimizer, dtype)
 corpus = Dataset(dataset, block_size)  # its bins, and what the ids in them stand for
 run_log.check_loggers(folder, tensorboard_log, wandb_log)
-torch.manual_seed(seed + rank)
 
 # ---- the model -----------------------------------------------------------------------
+torch.manual_seed(seed + rank)
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
 say(f"tokens per iteration will be: {tokens_per_iter:,}")
 say(corpus.found_line)
@@ -131,12 +131,12 @@ elif init_from == "scratch":
     say("Initializing a new model from scratch", corpus.rounded_line)
     model = GPT(GPTConfig(block_size, corpus.tokens.model_vocab_size, n_layer, n_head, n_embd, dropout, bias))
 else:
-    initial = Pretrained.load(GPT, init_from, dropout=dropout)
-    say(f"Initializing from {initial.title}", *initial.remarks, corpus.start_remark(initial))
-    model = initial.model
+    pretrained = Pretrained.load(GPT, init_from, dropout=dropout)
+    say(f"Initializing from {pretrained.title}", *pretrained.remarks, corpus.start_remark(pretrained))
+    model = pretrained.model
 model.crop_block_size(block_size)
-model.recompute, model.loss_only = recompute, True
-settings.adopt_model_sizes(model.config, init_from)  # n_layer, n_head, n_embd and bias
+model.recompute, model.loss_only = recompute, True  # forward() returns (None, loss)
+settings.adopt_model_sizes(model.config, init_from)  # sets n_layer, n_head, n_embd and bias
 config = settings.values()  # for checkpoints and W&B
 say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
 iter_num = saved.get("iter_num", 0)
@@ -151,21 +151,23 @@ vocab_size = model.config.vocab_size
 corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
 samples = ShortSamples(sample_interval, corpus.tokens, vocab_size, seed, device)
 text_bytes = corpus.text_bytes(vocab_size, device)
-# windows alone draws from this generator, so dropout changes no batch; it starts where nanoGPT's is now
+# Windows alone draws from it, so dropout changes no batch. It starts as the global one, nanoGPT's for batches.
 batch_generator = torch.Generator().set_state(torch.get_rng_state())
 windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size, block_size, rank, world_size)
 
 
-def get_batch(split, evaluation=False):
-    """(x, y), each (B, T) int64 on the device: windows of the split's tokens, y one token further on."""
+def get_batch(split, evaluation=0):
+    """(x, y), each (B, T) int64 on the device: windows of the split's tokens, y one token further on.
+
+    The batches of an `evaluation`, so many, come one below the other, in one read."""
     try:
-        tokens = corpus.open(split)  # a new memory map: one that is held keeps every page it has read
-        start = windows.starts(len(tokens), evaluation)
+        tokens = corpus.open(split)  # opened anew: a map held open keeps in memory every page it has read
+        start = np.concatenate([windows.starts(len(tokens), evaluation > 0) for _ in range(max(1, evaluation))])
         window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
         check_ids(window, vocab_size, corpus.bins[split], start)
     except (OSError, UserError):  # the data is gone, or has changed
         if point and world_size == 1:
-            save("last.pt", point)
+            save("last.pt")
         raise
     ids = to_device(torch.from_numpy(window), device)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
@@ -184,15 +186,14 @@ if decay_lr and not eval_only:
     say(schedule_remark(learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds))
 autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
-flops_scale = model.get_num_params() * tokens_per_iter
-mode = devices.compile_mode(device_type, world_size, micro_steps, flops_scale)
-eval_model = torch.compile(model, mode=mode) if compile else model  # `model` has the plain weights
-train_model = processes.wrap_ddp(eval_model, sharding, device)  # in DDP, where there are several processes
+mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_params() * tokens_per_iter)
+# what computes: the model compiled, where that is on, and in DDP, where there are several processes
+train_model = processes.wrap_ddp(torch.compile(model, mode=mode) if compile else model, sharding, device)
 folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older one's files aside
-batch, evaluated = folder.restore_point(saved, device, batch_generator, seed, (batch_size, block_size))
+batch, evaluated = folder.restore_point(saved, device, windows)
 wandb = {"project": wandb_project, "name": wandb_run_name, "id": saved.get("wandb_id"), "config": config}
 log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb_log, wandb)
-saved = initial = None  # frees the checkpoint, which is as large as the model and its optimizer
+saved = pretrained = None  # frees the checkpoint, which is as large as the model and its optimizer
 
 
 # ---- what the loop calls -------------------------------------------------------------
@@ -204,7 +205,7 @@ def get_lr(it):
         return learning_rate * (it + 1) / (warmup_iters + 1)
     if it > lr_decay_iters:
         return min_lr
-    decayed = (it - warmup_iters) / max(1, lr_decay_iters - warmup_iters)  # from 0 to 1; the two may be equal
+    decayed = (it - warmup_iters) / max(1, lr_decay_iters - warmup_iters)  # from 0 to 1
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * decayed)) * (learning_rate - min_lr)
 
 
@@ -215,19 +216,21 @@ def estimate_loss():
     mean = {}
     for split in ("train", "val"):
         # a column per process: the loss of each of its batches, and the bytes that its targets stand for
-        losses = torch.zeros(math.ceil(eval_iters / world_size), world_size, device=device)
-        n_bytes = torch.zeros_like(losses)
+        batch_losses = torch.zeros(math.ceil(eval_iters / world_size), world_size, device=device)
+        n_bytes = torch.zeros_like(batch_losses)
         with autocast:  # one context for all batches: it casts each weight only once
-            for k in range(len(losses)):
-                if processes.asked_to_stop():
-                    return None
-                x, y = get_batch(split, evaluation=True)
-                losses[k, rank] = eval_model(x, y)[1]
-                n_bytes[k, rank] = text_bytes.of(y)
-        processes.add_up(losses)
+            for first in range(0, len(batch_losses), 16):  # in one read, and one copy to a GPU
+                xs, ys = get_batch(split, evaluation=min(16, len(batch_losses) - first))
+                batches = zip(xs.split(batch_size), ys.split(batch_size), strict=True)
+                for k, (x, y) in enumerate(batches, first):
+                    if processes.asked_to_stop():
+                        return None
+                    batch_losses[k, rank] = train_model(x, y)[1]
+                    n_bytes[k, rank] = text_bytes.of(y)
+        processes.add_up(batch_losses)
         processes.add_up(n_bytes)
-        mean[split] = losses.flatten()[:eval_iters].mean().item()
-    bytes_per_batch = n_bytes.flatten()[:eval_iters].mean().item()
+        mean[split] = batch_losses.flatten()[:eval_iters].mean().item()
+    bytes_per_batch = n_bytes.flatten()[:eval_iters].mean().item()  # of the last split, val
     mean["val_bpb"] = bits_per_byte(mean["val"] * batch_size * block_size, bytes_per_batch)
     model.train()
     return mean
@@ -239,7 +242,7 @@ def resume_point(evaluated):
     return {"generators": generators, "batch": (x, y), "evaluated": evaluated}
 
 
-def save(name, point):
+def save(name):
     """Writes the run, to be resumed from `point`, to out_dir/name. Every process calls it.
 
     If the last gradients, the last evaluation or a weight are not finite, the older file stays."""
@@ -252,59 +255,54 @@ def save(name, point):
 
 # ---- the training loop ---------------------------------------------------------------
 processes.listen()  # from here on a signal such as SIGTERM stops the run between two micro-steps
-point = None  # what a resume needs from the start of this iteration
-x, y = batch if batch and order == "random" else get_batch("train")  # (B, T)
-losses = {}  # of the last evaluation
+point, losses = None, {}  # where a resume starts; the last evaluation's losses
+x, y = batch or get_batch("train")  # (B, T)
+point = resume_point(evaluated)
+saved_at = iter_num  # there is nothing new to save yet
 clock = Clock(device)
-saved_at = iter_num  # this is on disk already, or of a new run that has learnt nothing
 
 if eval_only and (losses := estimate_loss()):
     say(run_log.step_line(iter_num, losses))
 
-while not eval_only:
-    point = resume_point(evaluated)  # a stop before this iteration's step resumes from here
-    if iter_num > max_iters:
-        break
+while iter_num <= max_iters and not eval_only:
     lr = get_lr(iter_num)
     for group in optim.param_groups:
         group["lr"] = lr
 
     # evaluate, and save: ckpt.pt has the best model, or each evaluated one; last.pt serves in between
     time_is_up = progress.time_is_up()
-    if (iter_num % eval_interval == 0 or time_is_up) and not evaluated:
+    if (iter_num % eval_interval == 0 or time_is_up) and not point["evaluated"]:
         if (latest := estimate_loss()) is None:  # the run was asked to stop
             break
         losses = latest
         say(run_log.step_line(iter_num, losses))
-        better = progress.note_evaluation(losses, iter_num, time_is_up)
+        better = progress.note_evaluation(losses, iter_num, time_is_up)  # may set progress.ended_by
         log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
                   val_bpb=losses["val_bpb"], tokens_per_s=progress.rate, tokens_seen=progress.tokens_seen)  # fmt: skip
         point = resume_point(evaluated=True)
         if (better or always_save_checkpoint) and iter_num > 0:
-            save("ckpt.pt", point)
+            save("ckpt.pt")
             saved_at = iter_num
         say(progress.line(iter_num), *samples.lines(model, iter_num, autocast))
         if progress.ended_by:
             break
     if iter_num % (save_interval or eval_interval) == 0 and saved_at != iter_num:
-        save("last.pt", point)
-        saved_at = iter_num
-    evaluated = False
+        save("last.pt")
 
     # forward and backward, with gradients accumulated over the micro-steps
     for micro_step in range(micro_steps):
         if stopping := processes.asked_to_stop():
             break
-        processes.set_gradient_sync(train_model, micro_step == micro_steps - 1)  # in the last one
+        processes.set_gradient_sync(train_model, micro_step == micro_steps - 1)  # average after the last
         with autocast_step:
             loss = train_model(x, y)[1] / micro_steps
-        guard.note_loss(loss)
+        guard.note_loss(loss)  # for spike_sigma
         x, y = get_batch("train")  # the next batch, while a GPU is still in the forward pass
         scaler.scale(loss).backward()
     if stopping:
         break
 
-    # clip, and step: scaler.step, scaler.update, zero_grad; the guard leaves out a bad step
+    # clip, and step: the guard calls scaler.step, unless the step is bad, scaler.update and zero_grad
     scaler.unscale_(optim)
     grad_norm = clip_gradients(model.parameters(), grad_clip)
     guard.step(optim, grad_norm)
@@ -322,10 +320,11 @@ while not eval_only:
         log.write(iter=iter_num, kind="train", train_loss=lossf, tokens_seen=progress.tokens_seen, lr=lr, ms=dt * 1000,
                   grad_norm=grad_norm.item(), tokens_per_s=tokens_per_iter / dt, mfu=running_mfu.value)  # fmt: skip
     iter_num += 1
+    point = resume_point(evaluated=False)
 
 # ---- the run has finished, or was asked to stop --------------------------------------
 if not eval_only:
-    save("last.pt", point)
+    save("last.pt")
     say(guard.summary(), *run_log.last_lines(out_dir, progress, iter_num, device))
-model = eval_model = train_model = optim = None  # otherwise gloo aborts at exit
+model = train_model = optim = None  # otherwise gloo aborts at exit
 processes.leave()

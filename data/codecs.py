@@ -11,6 +11,7 @@ A prepare script uses three more: encode_ordinary(text), missing(text, ids) and
 
 import functools
 import itertools
+import math
 import os
 import re
 import tempfile
@@ -149,8 +150,8 @@ class TokenizerCodec(Codec):
 
     `text` is the file's, `end` the name of the token that ends a document (None: none), `unknown` the id of what the
     vocabulary lacks (None: none), `bytes_of` gives the bytes that a token's name spells, where they are the text's own.
-    Other special tokens are in no text, so they are not known. UserError, which names `where` the text is from, if
-    tokenizers cannot read it.
+    Other special tokens are in no text, so they are not known. BPE dropout is switched off. UserError, which names
+    `where` the text is from, if tokenizers cannot read it.
     """
 
     cuts_at_lines = True
@@ -166,6 +167,10 @@ class TokenizerCodec(Codec):
             raise
         except BaseException as error:  # its own class of exception is no other than Exception, and a panic is none
             raise UserError(f"{where} is not a tokenizer.json that can be read: {str(error)[:200]}") from None
+        self._drops = unknown is None and isinstance(self._tokenizer.model, BPE)  # what it lacks, without a word
+        if isinstance(self._tokenizer.model, BPE):
+            self._tokenizer.model.dropout = None
+        self._longest_word = getattr(self._tokenizer.model, "max_input_chars_per_word", math.inf)  # WordPiece's
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # <|endoftext|> in a text is plain text
@@ -185,7 +190,6 @@ class TokenizerCodec(Codec):
         names = [end, None if unknown is None else self._tokenizer.id_to_token(unknown)]
         inside = (f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names if name and name[1:])
         self._inside_names = re.compile("|".join(inside) or r"(?!)")  # places in a text, and (?!) is in none
-        self._drops = unknown is None and isinstance(self._tokenizer.model, BPE)  # what it lacks, without a word
         self._lacks = functools.cache(self._lacks)
 
     def encode(self, text):
@@ -230,7 +234,13 @@ class TokenizerCodec(Codec):
         if self._unknown in ids:
             found = self._tokenizer.encode(text, add_special_tokens=False)
             spans = zip(found.ids, found.offsets, strict=True)
-            text = "".join(text[start:end] for id, (start, end) in spans if id == self._unknown)
+            words = [text[start:end] for id, (start, end) in spans if id == self._unknown]
+            if len(longest := max(words, key=len)) > self._longest_word:
+                raise UserError(
+                    f"the tokenizer takes no word of more than {self._longest_word} characters (WordPiece's "
+                    f"max_input_chars_per_word), and {longest[:20]!r}... has {len(longest):,}"
+                )
+            text = "".join(words)
         elif not self._drops and (len(ids) or self._encode(text) is not None):
             return Counter()
         alone = Counter(c for c in text if self._lacks(c))

@@ -3,18 +3,19 @@
 `datasets` must be installed: a script calls require() before it calls anything here.
 """
 
-import glob
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 
 from data.bins import bin_name, dtype_of
-from data.folder import publish, remove, remove_if_empty
+from data.folder import locked, publish
 from data.pieces import pieces_for
 from data.text import (
-    CHANGED, check_missing, comes_back, encode_piece, end_of_text, in_threads, pick_codec, print_counts, say_end,
+    CHANGED, check_missing, comes_back, encode_piece, end_of_text, files_below, in_threads, pick_codec, print_counts,
+    say_end,
 )  # fmt: skip
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, writing
@@ -33,7 +34,6 @@ def prepare_documents(folder, source, subset, tokenizer):
     """
     codec = pick_codec(tokenizer)
     say_end(codec)
-    dtype = dtype_of(codec.vocab_size)
     if os.path.isfile(source):
         raise UserError(f"--source={source}: takes a folder, not a file")
     try:
@@ -41,21 +41,26 @@ def prepare_documents(folder, source, subset, tokenizer):
     except Exception as error:  # the libraries below raise a dozen kinds
         other = "" if os.path.isdir(source) else "; --source= takes a folder of .parquet, .jsonl and .txt files too"
         raise UserError(f"--source={source} cannot be loaded: {error.__cause__ or error}{other}") from None
-    if len(documents) < 2:
-        raise UserError(f"--source={source}: {len(documents)} document cannot be split into train and val")
-    print(f"{len(documents):,} documents")
+    check_texts(documents, source)
+    without = documents.data.column("text").null_count
+    if len(documents) - without < 2:
+        raise UserError(f"--source={source}: {len(documents) - without} document cannot be split into train and val")
+    print(f"{len(documents):,} documents" + f", {without:,} of them without a text: these are left out" * bool(without))
+    with locked(folder):
+        write_documents(folder, documents, source, codec)
+
+
+def write_documents(folder, documents, source, codec):
+    """Writes the dataset of `documents`, which are from `source`, to `folder`, and removes UNFINISHED."""
+    dtype = dtype_of(codec.vocab_size)
     parts = documents.train_test_split(test_size=0.0005, seed=2357, shuffle=True)  # nanoGPT's split
     splits = {"train": parts["train"], "val": parts["test"]}
     paths = {split: os.path.join(folder, bin_name(split, dtype) + ".tmp") for split in splits}
-
-    os.makedirs(folder, exist_ok=True)
     first = hashlib.sha256(str(splits["train"][0]["text"]).encode()).hexdigest()
     origin = [source, len(documents), first]
     if codec.tokenizer:
         origin.append(hashlib.sha256(codec.tokenizer.encode()).hexdigest())
-    unfinished, older = (os.path.join(folder, name) for name in (UNFINISHED, "progress.tmp"))
-    if os.path.exists(older):  # its name in earlier versions
-        os.replace(older, unfinished)
+    unfinished = os.path.join(folder, UNFINISHED)
     state = resumed_state(unfinished, origin, paths, dtype.itemsize)
 
     def save():
@@ -64,12 +69,11 @@ def prepare_documents(folder, source, subset, tokenizer):
 
     try:
         for split, part in splits.items():
-            tokenise(split, part, paths[split], state[split], codec, source, save)
+            tokenise(split, part, paths[split], state[split], codec, save)
     except UserError:
         if not os.path.exists(unfinished):  # nothing to resume
             for path in paths.values():
-                remove(path)
-            remove_if_empty(folder)
+                Path(path).unlink(missing_ok=True)
         raise
     n_bytes = {split: state[split]["bytes"] for split in splits}
     counts = publish(folder, codec.vocab_size, n_bytes, tokenizer=codec.tokenizer)
@@ -109,27 +113,38 @@ def load_documents(source, subset):
 
     if not os.path.isdir(source):
         return load_dataset(source, subset or None, split="train", num_proc=usable_cores()).select_columns("text")
-    found = {}
-    for kind in ("jsonl", "parquet", "txt"):
-        found[kind] = sorted(glob.glob(f"{glob.escape(source)}/**/*.{kind}", recursive=True))
+    found = {ending: [] for ending in (".jsonl", ".parquet", ".txt")}
+    for path in files_below(source, *found):
+        found[os.path.splitext(path)[1].lower()].append(path)
     # one .jsonl at a time, as they may differ in their other columns
-    parts = [load_dataset("json", data_files=path, split="train") for path in found["jsonl"]]
-    if found["parquet"]:
-        parts.append(load_dataset("parquet", data_files=found["parquet"], split="train", columns=["text"]))
-    if found["txt"]:
-        parts.append(load_dataset("text", data_files=found["txt"], split="train", sample_by="document"))
+    parts = [load_dataset("json", data_files=path, split="train") for path in found[".jsonl"]]
+    if found[".parquet"]:
+        parts.append(load_dataset("parquet", data_files=found[".parquet"], split="train", columns=["text"]))
+    if found[".txt"]:
+        parts.append(load_dataset("text", data_files=found[".txt"], split="train", sample_by="document"))
     if not parts:
         raise UserError("there is no .jsonl, .parquet or .txt file in this folder")
     return concatenate_datasets([part.select_columns("text") for part in parts])
 
 
-def encode(texts, codec, source):
-    """Of a few documents of `source`: their ids, (n,), each ended by <|endoftext|>; the bytes of their text; and
-    whether the ids do not give it back."""
-    ids, n_bytes, changed = [], 0, False
+def check_texts(documents, source):
+    """UserError, which names the first document's number, where a text in `documents` is neither a text nor missing."""
+    from datasets import Value
+
+    if documents.features["text"] in (Value("string"), Value("large_string")):
+        return
+    for number, text in enumerate(documents["text"], 1):
+        if not isinstance(text, str | None):
+            raise UserError(f"--source={source}: the text of document {number:,} is no text but {text!r:.80}")
+
+
+def encode(texts, codec):
+    """Of a few documents: their ids, (n,), each ended by <|endoftext|>; the bytes of their text; and whether the ids do
+    not give it back. A text of None is no document."""
+    ids, n_bytes, changed = [end_of_text(codec)[:0]], 0, False
     for text in texts:
-        if not isinstance(text, str):
-            raise UserError(f"--source={source}: a document's text is {text!r}")
+        if text is None:
+            continue
         for piece in pieces_for(codec, [text.removeprefix("\ufeff")]):  # this mark is no text; all else stays as it is
             found, length, missing = encode_piece(piece, codec)
             check_missing(missing, "a document")
@@ -140,7 +155,7 @@ def encode(texts, codec, source):
     return np.concatenate(ids).astype(dtype_of(codec.vocab_size)), n_bytes, changed
 
 
-def tokenise(split, documents, path, done, codec, source, save, at_once=100):
+def tokenise(split, documents, path, done, codec, save, at_once=100):
     """Appends to the file `path` the tokens of those `documents` that are not counted in `done`, counts them there, and
     calls save() when they are on disk.
 
@@ -150,7 +165,7 @@ def tokenise(split, documents, path, done, codec, source, save, at_once=100):
     with writing(path), open(path, "ab") as f:
         f.truncate(dtype_of(codec.vocab_size).itemsize * done["tokens"])  # what came after the last save is done again
         starts = range(done["documents"], len(documents), at_once)
-        tasks = in_threads(lambda start: encode(documents[start : start + at_once]["text"], codec, source), starts)
+        tasks = in_threads(lambda start: encode(documents[start : start + at_once]["text"], codec), starts)
         for count, (start, (ids, length, changed)) in enumerate(zip(starts, tasks, strict=True), 1):
             f.write(ids.tobytes())
             done["changed"] = done.get("changed", False) or changed

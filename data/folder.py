@@ -14,12 +14,13 @@ import json
 import math
 import os
 import pickle
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 from data.bins import SPLITS, bin_name, dtype_in, dtype_of, fingerprint
 from data.tokenizer import LARGEST_ID
-from nanogpt.errors import ROOT, UserError, writing
-from nanogpt.files import flush, rename, whole_file
+from nanogpt.errors import ROOT, UserError, relative_path, writing
+from nanogpt.files import flush, lock, rename, whole_file
 from nanogpt.text_file import read_text
 
 FACTS = "dataset.json"
@@ -77,11 +78,12 @@ def tokens_path(folder, facts):
     path = os.path.join(folder, facts["tokenizer"]["file"])
     if not os.path.isfile(path):
         raise UserError(f"{path} is missing, and without it the dataset's ids stand for nothing: prepare it again")
-    with open(path, "rb") as f:
-        if hashlib.sha256(f.read()).hexdigest() != facts["tokenizer"]["sha256"]:
-            raise UserError(
-                f"{path} has changed since the dataset was prepared: prepare it again, or put the old file back"
-            )
+    # an editor may have saved a JSON file with other line ends and a byte order mark
+    content = read_text(path).encode() if path.endswith(".json") else Path(path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != facts["tokenizer"]["sha256"]:
+        raise UserError(
+            f"{path} has changed since the dataset was prepared: prepare it again, or put the old file back"
+        )
     return path
 
 
@@ -117,29 +119,43 @@ def check_described(path, split, facts, found):
 # writing
 
 
+@contextmanager
+def locked(folder):
+    """Locks a dataset's `folder` for the block, in which it is written; UserError where another process does this.
+
+    A new folder in which nothing is left at the end is removed."""
+    with lock(folder, f"another preparation is writing {relative_path(folder)}") as handle:
+        try:
+            yield
+        finally:
+            if os.listdir(folder) == [os.path.basename(handle.name)]:
+                with suppress(OSError):  # Windows keeps a file that is open
+                    os.remove(handle.name)
+                    os.rmdir(folder)
+
+
 def write_dataset(folder, train, val, vocab_size, meta=None, tokenizer=None):
     """Writes a dataset to `folder`, each file whole, and all of them or none; returns how many tokens each split has.
 
     train, val: iterables of (ids, the number of bytes they stand for). `meta` is that of characters, `tokenizer` the
     text of a tokenizer.json; without both the tokens are GPT-2's. UserError where an id is not below `vocab_size`.
     """
-    os.makedirs(folder, exist_ok=True)
     dtype, n_bytes = dtype_of(vocab_size), dict.fromkeys(SPLITS, 0)
     paths = {split: os.path.join(folder, bin_name(split, dtype) + ".tmp") for split in SPLITS}
-    try:
-        for (split, path), arrays in zip(paths.items(), (train, val), strict=True):
-            with writing(path), open(path, "wb") as f:
-                for ids, length in arrays:
-                    if len(ids) and ids.max() >= vocab_size:
-                        raise UserError(f"id {ids.max():,} is not below the vocabulary's size, {vocab_size:,}")
-                    f.write(ids.astype(dtype).tobytes())
-                    n_bytes[split] += length
-                flush(f)
-        return publish(folder, vocab_size, n_bytes, meta, tokenizer)
-    finally:
-        for path in paths.values():
-            remove(path)
-        remove_if_empty(folder)  # it was made above, and nothing has come of it
+    with locked(folder):
+        try:
+            for (split, path), arrays in zip(paths.items(), (train, val), strict=True):
+                with writing(path), open(path, "wb") as f:
+                    for ids, length in arrays:
+                        if len(ids) and ids.max() >= vocab_size:
+                            raise UserError(f"id {ids.max():,} is not below the vocabulary's size, {vocab_size:,}")
+                        f.write(ids.astype(dtype).tobytes())
+                        n_bytes[split] += length
+                    flush(f)
+            return publish(folder, vocab_size, n_bytes, meta, tokenizer)
+        finally:
+            for path in paths.values():
+                Path(path).unlink(missing_ok=True)
 
 
 def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
@@ -165,15 +181,5 @@ def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
     for path in bins.values():
         rename(f"{path}.tmp", path)
     for name in ALL_FILES - {*written, *map(os.path.basename, bins.values())}:
-        remove(os.path.join(folder, name))
+        Path(folder, name).unlink(missing_ok=True)
     return list(tokens.values())
-
-
-def remove(path):
-    if os.path.exists(path):
-        os.remove(path)
-
-
-def remove_if_empty(folder):
-    if not os.listdir(folder):
-        os.rmdir(folder)

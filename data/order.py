@@ -47,11 +47,6 @@ class Windows:
             position += len(k)
         return np.concatenate(found)
 
-    def restart(self, seed, tokens_seen):
-        """Draws from `seed` on, after `tokens_seen` tokens of all processes: other batches than before."""
-        self.seed, self.taken, self.current = seed, tokens_seen // self.block_size, None
-        self.generator.manual_seed(seed + self.rank)
-
     def _pass_at(self, position, n_tokens):
         """The Pass that window `position` of the whole run is in. Positions only grow: the search never goes back."""
         self.current = self.current or Pass(self.seed, 0, 0, n_tokens, self.block_size)

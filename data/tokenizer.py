@@ -6,8 +6,7 @@ the library tokenizers, which encodes the other kinds, and trains. It is importe
 
 import json
 import os
-
-import numpy as np
+from contextlib import suppress
 
 from data.codecs import END, GPT2_VOCAB_SIZE, BPECodec, CharCodec, TokenizerCodec
 from nanogpt.errors import UserError, require
@@ -85,87 +84,80 @@ def find_tokenizer(path_or_name):
 
 
 def parse(text, where):
-    """The content of a tokenizer.json as a dict whose "model" is a dict; UserError, naming `where`, if it is none."""
-    try:
+    """The content of a tokenizer.json, a dict whose "model" is a dict; UserError, naming `where`, if it is none."""
+    with suppress(ValueError, RecursionError):
         content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict) or not _has_added_tokens(content):
-        raise UserError(f"{where} is not a tokenizer.json: it is damaged, or of another kind")
-    return content
+        if isinstance(content, dict) and isinstance(content.get("model"), dict):
+            return content
+    raise _damaged(where)
 
 
-def _has_added_tokens(content):
-    """Whether the added tokens, if there are any, are a list of dicts, each with its "content" and its "id"."""
-    added = content.get("added_tokens") or []
-    return isinstance(added, list) and all(
-        isinstance(token, dict) and (type(token.get("content")), type(token.get("id"))) == (str, int) for token in added
-    )
+def _damaged(where):
+    return UserError(f"{where} is not a tokenizer.json: it is damaged, or of another kind")
 
 
 def codec_of_tokenizer(text, where):
     """The codec of the tokenizer.json whose `text` is from `where`; UserError if it is damaged or of no known kind."""
     content = parse(text, where)
-    model = content["model"]
-    vocab = model["vocab"] if isinstance(model.get("vocab"), dict) else {}
-    added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-    if _is_characters(content):
-        stoi = {c: i for c, i in vocab.items() if type(i) is int}
-        return CharCodec({"vocab_size": max(stoi.values(), default=0) + 1, "stoi": stoi}, where)
-    end = next((name for name in ENDS if name in added or name in vocab), None)
-    if _is_like_gpt2s(content):
-        merges = model.get("merges")
-        if _is_gpt2s(vocab, merges, added):
-            return BPECodec()
-        if ranks := _ranks(vocab, merges, added):
-            import tiktoken
-
-            encoding = tiktoken.Encoding("own", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
-            return BPECodec(encoding, text, end if end in added else END)
-    by_bytes = _splits_bytes(content) and not content.get("normalizer")
-    codec = TokenizerCodec(text, where, end, _unknown_id(model), _bytes if by_bytes else None)
+    try:
+        codec = _codec(content, text, where)
+    except (AttributeError, LookupError, TypeError):  # a part of it is of another form
+        raise _damaged(where) from None
     if codec.vocab_size - 1 > LARGEST_ID:
         raise UserError(f"{where} has an id above {LARGEST_ID:,}")
     return codec
 
 
-def _is_like_gpt2s(content):
-    """Whether it is a BPE of the bytes of the text itself, computed as usual, that splits a text as GPT-2 does."""
-    model, steps = content["model"], _steps(content)
-    others = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
-    return (
-        model.get("type") == "BPE" and not content.get("normalizer") and not any(model.get(name) for name in others)
-        and _splits_bytes(content) and len(steps) == 1 and steps[0].get("use_regex", True)
-        and all(token.get("special") for token in content.get("added_tokens") or [])
+def _codec(content, text, where):
+    """The codec of the tokenizer.json with this `text`, whose `content` may have wrong types in it."""
+    model = content["model"]
+    vocab = model["vocab"] if isinstance(model["vocab"], dict) else {}  # Unigram's is a list
+    added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+    if _is_characters(content):
+        return CharCodec({"vocab_size": max(vocab.values(), default=0) + 1, "stoi": vocab}, where)
+    end = next((name for name in ENDS if name in added or name in vocab), None)
+    steps = (content.get("pre_tokenizer") or {}).get("pretokenizers") or [content.get("pre_tokenizer") or {}]
+    # whether its words are the bytes of the text itself, with nothing put before them
+    by_bytes = (
+        not content.get("normalizer") and (content.get("decoder") or {}).get("type") == "ByteLevel"
+        and steps[-1].get("type") == "ByteLevel" and not steps[-1].get("add_prefix_space", True)
     )  # fmt: skip
+    if by_bytes and len(steps) == 1 and steps[0].get("use_regex", True) and _is_plain_bpe(content):
+        if _is_gpt2s(vocab, model["merges"], added):
+            return BPECodec()
+        if ranks := _ranks(vocab, model["merges"], added):
+            import tiktoken
+
+            encoding = tiktoken.Encoding("own", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
+            return BPECodec(encoding, text, end if end in added else END)
+    unknown = model.get("unk_id", vocab.get(model.get("unk_token")))  # Unigram has an id, the others have a name
+    return TokenizerCodec(text, where, end, unknown, _bytes if by_bytes else None)
+
+
+def _is_plain_bpe(content):
+    """Whether it is a BPE that is computed as usual, and all its added tokens are special ones."""
+    model = content["model"]
+    others = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    return (
+        model.get("type") == "BPE"
+        and not any(model.get(name) for name in others)
+        and all(token.get("special") for token in content.get("added_tokens") or [])
+    )
 
 
 def _is_gpt2s(vocab, merges, added):
     """Whether it is GPT-2's own, by a few of its tokens: 50,000 merges take a second to compare."""
-    sizes = (len(vocab), len(merges) if isinstance(merges, list) else 0)
     return (
-        sizes == (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - LEAST_VOCAB_SIZE)
+        (len(vocab), len(merges)) == (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - LEAST_VOCAB_SIZE)
         and GPT2_SIGNS.items() <= vocab.items()
         and added == {END: GPT2_SIGNS[END]}
     )
 
 
 def _is_characters(content):
-    """Whether it is a tokenizer of characters, as tokenizer_of_characters() writes it."""
-    split = content.get("pre_tokenizer")
-    return (
-        content["model"].get("type") == "WordLevel"
-        and isinstance(split, dict)
-        and split.get("pattern") == {"Regex": CHARACTER}
-    )
-
-
-def _unknown_id(model):
-    """The id that stands for what the vocabulary lacks; None where it has none."""
-    if type(model.get("unk_id")) is int:  # Unigram's
-        return model["unk_id"]
-    vocab, name = model.get("vocab"), model.get("unk_token")
-    return vocab.get(name) if isinstance(vocab, dict) and isinstance(name, str) else None
+    """Whether it is a tokenizer of characters, as _characters() writes it."""
+    split = content.get("pre_tokenizer") or {}
+    return content["model"].get("type") == "WordLevel" and split.get("pattern") == {"Regex": CHARACTER}
 
 
 def _ranks(vocab, merges, added):
@@ -207,32 +199,22 @@ def _bytes(spelt):
     return bytes(BYTE_OF[character] for character in spelt)
 
 
-def _steps(content):
-    """The steps of how this tokenizer.json splits a text, a list of dicts: [{}] where it is no such list."""
-    split = content.get("pre_tokenizer")
-    steps = split.get("pretokenizers", [split]) if isinstance(split, dict) else None
-    return steps if isinstance(steps, list) and steps and all(isinstance(step, dict) for step in steps) else [{}]
-
-
-def _splits_bytes(content):
-    """Whether its words are the bytes of the text, with nothing put before them."""
-    last, decoder = _steps(content)[-1], content.get("decoder")
-    by_bytes = isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
-    return by_bytes and last.get("type") == "ByteLevel" and not last.get("add_prefix_space", True)
-
-
 def same_tokenizer(one, other):
     """Whether two texts of a tokenizer.json give the same ids: they may differ in how they are written."""
-    parsed, scores = [parse(text, "tokenizer.json") for text in (one, other)], []
-    for content in parsed:
-        for key in ("truncation", "padding", "post_processor"):  # no tokens that it adds are asked for here
-            content.pop(key, None)
-        vocab = content["model"].get("vocab")
-        if content["model"].get("type") == "Unigram" and isinstance(vocab, list):
-            # transformers rounds a score's last digit in saving it
-            scores.append([score for _, score in vocab])
-            content["model"]["vocab"] = [piece for piece, _ in vocab]
-    return parsed[0] == parsed[1] and (len(scores) < 2 or np.allclose(*scores, rtol=1e-9))
+    return _meaning(one) == _meaning(other)
+
+
+def _meaning(text):
+    """The content of a tokenizer.json without what changes no id of a text."""
+    content = parse(text, "tokenizer.json")
+    model = content["model"]
+    for key in ("truncation", "padding", "post_processor"):  # no tokens that it adds are asked for here
+        content.pop(key, None)
+    model.pop("dropout", None)  # it is switched off
+    if model.get("type") == "Unigram" and isinstance(model.get("vocab"), list):
+        # transformers changes a score's last digit in saving it
+        model["vocab"] = [(piece, round(score, 4)) for piece, score in model["vocab"]]
+    return content
 
 
 # ----------------------------------------------------------------------------------------------

@@ -107,10 +107,15 @@ class Tokens:
 
     @property
     def codec_if_here(self):
-        """The codec; None where there is none without a network, or a library that training does not need."""
+        """The codec; None where there is none without a network, or a library that training does not need. Says so
+        where GPT-2's has no place on this machine."""
         try:
             return None if self.are_gpt2s and not gpt2_is_cached() else self.codec
         except UserError:
+            return None
+        except OSError as error:  # no temporary folder
+            if int(os.environ.get("RANK", 0)) == 0:
+                print(f"bits per byte are not exact or not known, without GPT-2's vocabulary: {error.strerror}")
             return None
 
     def same_as(self, other):

@@ -50,14 +50,15 @@ class Dropout(nn.Dropout):
 plain_attention = False  # a CPU uses torch's plain kernel; devices.pick_attention() sets this
 
 
-def attention(q, k, v, dropout_p=0.0):
+def attention(q, k, v, dropout_p=0.0, bias=None):
     """Causal attention of q (B, nh, T, hs) over k and v (B, nh, S, hs): (B, nh, T, hs), by this device's best kernel.
 
-    Either S = T, or T = 1: a single query that sees all S keys. devices.pick_attention() may have chosen the kernel.
+    Either S = T, or T = 1: a single query that sees all S keys, its scores plus `bias` (1, S). devices.pick_attention()
+    may have chosen the kernel.
     """
     if q.size(2) == 1:
         with torch.autocast(q.device.type, enabled=False):  # a CPU's cache is float32, whatever q is
-            return F.scaled_dot_product_attention(q.to(k.dtype), k, v, dropout_p=dropout_p)
+            return F.scaled_dot_product_attention(q.to(k.dtype), k, v, bias, dropout_p)
     compiled_inference = torch.compiler.is_compiling() and not torch.is_grad_enabled()  # it would compile for each T
     ours = (dropout_p > 0 or q.dtype != torch.float32) and not (plain_attention or compiled_inference)
     if q.device.type == "cpu" and ours:

@@ -42,10 +42,10 @@ def pick_backend(backend, device, world_size=1):
 
 def share_evenly(gradient_accumulation_steps, world_size):
     """How many of an iteration's micro-batches each of `world_size` processes computes."""
-    if gradient_accumulation_steps % world_size:
+    if gradient_accumulation_steps < 1 or gradient_accumulation_steps % world_size:
         raise UserError(
-            f"--gradient_accumulation_steps={gradient_accumulation_steps} cannot be shared by {world_size} processes: "
-            "give a multiple"
+            f"--gradient_accumulation_steps={gradient_accumulation_steps}: must be at least 1, and a multiple of the "
+            f"number of processes, {world_size}"
         )
     return gradient_accumulation_steps // world_size
 

@@ -101,29 +101,31 @@ class RunFolder:
             if moved:
                 self.processes.say(f"an earlier run's files were in {self.out_dir}: moved to {moved}")
 
-    def restore_point(self, saved, device, batches, seed, batch_shape):
+    def restore_point(self, saved, device, windows):
         """Sets this process's random generators to where `saved` has them. Returns (batch, evaluated): the (x, y) that
-        the run had drawn already, or None if it has none of that `batch_shape`; whether its iteration was evaluated.
+        the run had drawn already, or None if `windows`, the run's Windows, draws it again; whether its iteration was
+        evaluated.
 
-        A new run, and nanoGPT's checkpoints, have neither. The generator of the `batches` is seeded again if the run
-        has another `seed` now, or another number of processes, which this says.
+        A new run, and nanoGPT's checkpoints, have neither. The generator of the windows is seeded again if the run has
+        another seed now, or another number of processes, which this says.
         """
-        points, now = saved.get("points"), self.processes.world_size
+        points, now, generator = saved.get("points"), self.processes.world_size, windows.generator
         if points is None:
             return None, False
-        new_seed = seed + self.processes.rank + 1_000_003 * saved["iter_num"]
+        new_seed = windows.seed + self.processes.rank + 1_000_003 * saved["iter_num"]
         if len(points) != now:
-            kind = "evaluation batches" if saved["config"].get("order") == "epoch" else "batches"
+            kind = "evaluation batches" if windows.order == "epoch" else "batches"
             self.processes.say(f"the run had {len(points)} processes and has {now} now: from here on other {kind} come")
-            batches.manual_seed(new_seed)
+            generator.manual_seed(new_seed)
             return None, False
         point = points[self.processes.rank]
-        restore_generators(point["generators"], device, batches)
-        if saved["config"].get("seed", seed) != seed:
-            batches.manual_seed(new_seed)
+        restore_generators(point["generators"], device, generator)
+        if saved["config"].get("seed", windows.seed) != windows.seed:
+            generator.manual_seed(new_seed)
             return None, point["evaluated"]
-        fits = point["batch"] and point["batch"][0].shape == batch_shape
-        return [ids.to(device) for ids in point["batch"]] if fits else None, point["evaluated"]
+        fits = point["batch"] and point["batch"][0].shape == (windows.batch_size, windows.block_size)
+        again = windows.order == "epoch" or not fits  # in an epoch it follows from the tokens seen
+        return None if again else [ids.to(device) for ids in point["batch"]], point["evaluated"]
 
     def save(self, name, model, optim, scaler, point, config, **facts):
         """Writes out_dir/name: model, optimizer and loss scaler, every process's resume `point`, the settings `config`,

@@ -6,12 +6,13 @@ import torch
 from torch.nn import functional as F
 
 
-def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generators=None):
+def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generators=None, noise=None):
     """Returns a token for each row of `logits` (B, V): (B, 1).
 
     temperature: divides the logits; 0 takes the most likely token. top_k: draw from the k most likely tokens only.
     top_p: draw from the smallest set of most likely tokens whose probabilities sum to top_p (arXiv:1904.09751).
     generators: one for each row, so that its text does not depend on the other rows; None: the global generator.
+    noise (B, V): drawn by exponential_() before, as torch.multinomial does; in place of generators.
     """
     if temperature < 1e-6:  # the most likely token; the division below would overflow
         return logits.argmax(-1, keepdim=True)
@@ -24,6 +25,8 @@ def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generators=Non
         sorted_probs, order = probs.sort(descending=True)
         beyond = sorted_probs.cumsum(-1) - sorted_probs >= top_p  # the tokens before have a sum of top_p already
         probs = probs.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
+    if noise is not None:
+        return (probs / noise).argmax(-1, keepdim=True)
     if generators is None:
         return torch.multinomial(probs, 1)
     rows = zip(probs.split(1), generators, strict=True)

@@ -6,7 +6,6 @@ So a text has the same characters whichever system it comes from: \\r\\n and \\r
 import codecs
 import io
 import sys
-from itertools import chain
 
 from nanogpt.errors import UserError
 
@@ -19,38 +18,25 @@ def read_text(path, name=None):
     name = name or path
     try:
         with open(path, "rb") as f:
-            return "".join(decoded([f.read()], name))
+            return "".join(decoded(f, name))
     except UserError:
         raise
     except (OSError, ValueError) as error:  # a ValueError: a path with a NUL in it
         raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def decoded(blocks, name):
-    """The text in `blocks`, the bytes of one file, in pieces; UserError, which calls it `name`, where it is not UTF-8.
-
-    A character, a \\r\\n or the byte order mark may be cut between two blocks."""
-    blocks, head = iter(blocks), b""
-    while len(head) < HEAD and (block := next(blocks, b"")):
-        head += block
-    if looks_like_utf16(head[:HEAD]):
+def decoded(f, name, size=-1):
+    """The text in the open binary file `f`, in pieces of `size` characters (-1: whole); UserError, which calls it
+    `name`, where it is not UTF-8."""
+    if looks_like_utf16(f.peek(HEAD)[:HEAD]):
         raise UserError(f"{name}: {UTF16}")
-    utf8 = codecs.getincrementaldecoder("utf-8")()
-    newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    before, at_start = 0, True
-    for block in chain([head] if head else [], blocks, [b""]):
-        held = len(utf8.getstate()[0])  # bytes of a character that the last block cut in two
-        try:
-            text = utf8.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            at = f"byte {before - held + error.start:,}: {error.reason}"
-            raise UserError(f"{name}: not UTF-8 text ({at})") from None
-        before += len(block)
-        if text and at_start:
-            text, at_start = text.removeprefix("\ufeff"), False
-        text = newlines.decode(text, final=not block)
-        if text:
-            yield text
+    text = io.TextIOWrapper(f, "utf-8-sig")
+    try:
+        yield from iter(lambda: text.read(size), "")
+    except UnicodeDecodeError as error:
+        end = f.tell() if f.seekable() else len(error.object)
+        at = f"byte {end - len(error.object) + error.start:,}: {error.reason}"
+        raise UserError(f"{name}: not UTF-8 text ({at})") from None
 
 
 def stdin_lines(prompt):

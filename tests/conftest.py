@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import string
 import subprocess
 import sys
@@ -24,6 +25,9 @@ import numpy as np
 import pytest
 import torch
 
+for name in {"SIGINT", "SIGHUP", "SIGTERM"} & set(dir(signal)):  # nohup and a shell's `&` have some of them ignored,
+    if signal.getsignal(number := getattr(signal, name)) is signal.SIG_IGN:  # and so would the runs that tests stop
+        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 torch.set_num_threads(1)  # models this small gain nothing from more, and beside other work they lose a lot
 
 GOLDEN = TESTS / "golden"

@@ -29,10 +29,10 @@ def test_a_mistake_is_named(tmp_path, own_project, arguments, said):
     assert said in result.stderr.splitlines()[-1]
 
 
-def test_help_names_every_row(own_project):
-    result = bench(own_project, "--help")
+def test_help_names_every_row(run):
+    result = run("tools/bench.py", "--help")
     rows = "train_baby train_cpu train_gpt2 sample_baby sample_gpt2 val_cpu time_to_loss load_gpt2 scaling encode trials"
-    assert result.returncode == 0 and set(rows.split()) <= set(re.findall(r"\w+", result.stdout))
+    assert set(rows.split()) <= set(re.findall(r"\w+", result.stdout))
     assert "train_gpt2_recompute" in result.stdout
 
 
@@ -119,10 +119,9 @@ def test_a_trial_computes_the_same_losses(run, whole_run, project, tmp_path):
     assert_close(tried.losses, [(*line[:2], *map(float, line[2:])) for line in whole_run(settings)[0]])
 
 
-def test_a_gpu_that_is_not_there_is_named():
-    command = [sys.executable, str(ROOT / "tools" / "bench.py"), "--device=cuda", "train_cpu"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2 and "finds no GPU" in result.stderr.splitlines()[-1] and result.stdout == ""
+def test_a_gpu_that_is_not_there_is_named(run):
+    result = run("tools/bench.py", "--device=cuda", "train_cpu", expect=2)
+    assert "finds no GPU" in result.stderr.splitlines()[-1] and result.stdout == ""
 
 
 def test_the_small_process_that_measures_memory_imports_no_torch():

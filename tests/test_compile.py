@@ -1,5 +1,6 @@
 """torch.compile: no graph is added after the first evaluation, and the numbers stay the same."""
 
+import json
 import re
 import signal
 
@@ -200,3 +201,12 @@ def test_an_evaluation_with_gpt2s_vocabulary_never_holds_all_logits(run, own_pro
     [largest] = [int(line.split()[-1]) for line in done.lines if line.startswith("largest tensor: ")]
     assert 10.7 < float(step.split()[-1]) < 10.9  # ln(50304) is 10.83
     assert 2048 * 50304 <= largest < 9 * 256 * 50304
+
+
+def test_a_second_start_finds_the_loss_of_a_large_vocabulary_in_torchs_cache(run, tmp_path):
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    first, second = (json.loads(run("tests/programs/train_large_vocabulary.py", env=env).stdout) for _ in range(2))
+    if not first["compile"]:
+        pytest.skip("no C++ compiler, or no Python.h")
+    assert "autograd_cache_bypass" not in first["cache"] | second["cache"]
+    assert second["cache"]["autograd_cache_hit"] == 1 and first["numbers"] == second["numbers"]

@@ -304,6 +304,7 @@ def test_help_of_each_script(run, tmp_path, name):
     assert result.stderr == "" and list(tmp_path.iterdir()) == []
     first = (ROOT / name).read_text().split('"""')[1].strip().splitlines()[0]
     assert result.lines[0] == first
+    assert ("--start='\"ROMEO:\\n\"' is ROMEO: and a line feed" in result.stdout) == (name == "sample.py")
     shown = shown_by_help(result.stdout)
     assert all(comment for _, comment in shown.values()), result.stdout
     for setting, default in {"train.py": TRAIN, "sample.py": SAMPLE}.get(name, {}).items():
@@ -613,6 +614,26 @@ def test_a_config_file_in_utf16_is_named_as_such(settings, tmp_path, encoding):
 def test_another_form_of_an_argument_is_answered_with_the_right_one(settings, arguments, form):
     message = mistake(settings, "--batch_size=3", *arguments)
     assert message == f"{arguments[0]}: give a setting as --key=value, such as {form}"
+
+
+@pytest.mark.parametrize("argument, form", [
+    ("\u2014max_iters=5", "give a setting as --key=value, such as --max_iters=5"), ("\u2013max_iter=5", "such as --max_iters=5"),
+    ("-\u2014max_iters", "such as --max_iters=600000"), ("--max_iters=\u201c5\u201d", "did you mean --max_iters=5?"),
+    ("--out_dir=\u2018out-x\u2019", "did you mean --out_dir=out-x?"), ("--out_dir=\u201eout-x\u201c", "did you mean --out_dir=out-x?"),
+])  # fmt: skip
+def test_dashes_and_quotes_that_an_editor_has_changed_are_answered_with_the_plain_ones(settings, argument, form):
+    message = mistake(settings, argument)
+    assert message.startswith(argument) and message.endswith(form)
+
+
+@pytest.mark.parametrize("argument, start, note", [
+    ("--start=\u201cAy\u201d", "\u201cAy\u201d", ""), ('--start="ROMEO"', "ROMEO", ""), ('--start="ROMEO:\\n"', "ROMEO:\n", ""),
+    ("--start=FILE:x\\new.txt", "FILE:x\\new.txt", ""), ("--start=a\nb", "a\nb", ""),
+    (r"--start=ROMEO:\n", r"ROMEO:\n", "note: --start has the characters \\ and n; a line feed is --start='\"ROMEO:\\n\"'\n"),
+])  # fmt: skip
+def test_a_line_feed_in_a_prompt_that_a_shell_has_not_written_is_explained(settings, capsys, argument, start, note):
+    assert settings(argument)[0]["start"] == start
+    assert capsys.readouterr().out == note
 
 
 @pytest.mark.parametrize("argument", ["batch_size=3", "batch_size"])

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import tree
 from prepare_scripts import files_in
 
 from data.dataset import Dataset
@@ -54,6 +55,21 @@ def test_a_dataset_is_written_whole_or_not_at_all(tmp_path):
     assert files_in(tmp_path) == before
     write_dataset(str(tmp_path), one, one, 4)
     assert sorted(files_in(tmp_path)) == ["dataset.json", "train.bin", "val.bin"]  # the old meta.pkl told of other ids
+
+
+def test_two_processes_do_not_write_one_dataset(tmp_path):
+    """The second is refused while the first writes, and changes nothing."""
+    folder, one = str(tmp_path / "data" / "mine"), pairs([1, 2, 3])
+
+    def during():
+        before = tree(tmp_path)
+        with pytest.raises(UserError, match=f"^another preparation is writing .*{os.path.join('data', 'mine')}$"):
+            write_dataset(folder, pairs([7]), pairs([7]), 9)
+        assert tree(tmp_path) == before
+        yield from one
+
+    assert write_dataset(folder, during(), one, 4) == [3, 3]
+    assert write_dataset(folder, one, one, 4) == [3, 3]
 
 
 def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch):

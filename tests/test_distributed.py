@@ -327,7 +327,7 @@ def test_the_threads_of_a_process_are_set_and_said(ranks, tmp_path):
 
 MISTAKES = {
     "--backend=nccl": "--backend=nccl works on CUDA devices only",
-    "--gradient_accumulation_steps=3": "--gradient_accumulation_steps=3 cannot be shared by 2 processes",
+    "--gradient_accumulation_steps=3": "--gradient_accumulation_steps=3: must be at least 1, and a multiple of the number of processes, 2",
     "--learning_rat=1": "--learning_rat=1: there is no setting learning_rat; did you mean learning_rate?",
     "--dataset=nowhere": "dataset nowhere is not prepared (train.bin is missing)",
     "--init_from=resume": "there is no checkpoint in ",

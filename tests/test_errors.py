@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import ROOT, error_line
+from conftest import ROOT, TINY, error_line, flags
 
 from nanogpt import errors
 from nanogpt.errors import command, machine_failure, relative_path
@@ -50,6 +50,68 @@ def test_importing_the_project_changes_nothing_in_the_process(run, own_project):
     program = "import sys, model, configurator, data.text, nanogpt.errors\nassert sys.excepthook is sys.__excepthook__\n"
     (own_project / "imports.py").write_text(program)
     assert run("imports.py", project=own_project).stderr == ""
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "tools/plan.py", "tools/export.py", "data/text_bpe/prepare.py"])
+@pytest.mark.parametrize("old", ["torch.__version__ = '2.10.1+cpu'", "sys.version_info = (3, 10, 9, 'final', 0)"])
+def test_an_old_python_or_torch_is_one_line(run, own_project, script, old):
+    path = own_project / os.path.dirname(script) / "old.py"
+    path.write_text(f"import sys, torch, runpy\n{old}\nsys.argv[0] = {str(own_project / script)!r}\n"
+                    "runpy.run_path(sys.argv[0], run_name='__main__')\n")  # fmt: skip
+    line = error_line(run(str(path.relative_to(own_project)), project=own_project, expect=2))
+    assert line.startswith("this project needs Python 3.11 and torch 2.11 or newer, and this is Python 3.")
+
+
+NOTEBOOK = """
+import runpy, signal, sys, types
+from data.dataset import Dataset
+
+class Events(list):
+    def register(self, name, function):
+        if name == "post_execute" and function not in self:
+            self.append(function)
+
+shell = types.SimpleNamespace(events=Events())  # what nanogpt uses of IPython
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)
+kept, handlers = [], [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+def cell(*arguments):
+    \"\"\"%run train.py: no excepthook is called, and the old objects stay.\"\"\"
+    sys.argv = ["train.py", *sys.argv[1:3], *arguments]
+    try:
+        kept.append(runpy.run_path("train.py", run_name="__main__"))
+    except BaseException as error:
+        kept.append(error)
+    for function in shell.events:
+        function()
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return kept[-1]
+"""
+
+
+def test_a_notebook_gets_its_lock_and_its_signals_back_however_a_run_ends(run, own_project, tmp_path):
+    program = own_project / "notebook.py"
+    program.write_text(NOTEBOOK + f"""
+import os
+settings, out = {flags(TINY)!r}, {str(tmp_path / 'out')!r}
+sys.argv[1:] = [f"--out_dir={{out}}", "--init_from=auto"]
+assert isinstance(cell(*settings), dict), kept
+assert isinstance(cell(*settings, "--max_iters=12"), dict), kept  # the lock is free
+opened = Dataset.open
+def fails(self, split):
+    raise ValueError("a bug")
+Dataset.open = fails
+assert str(cell(*settings, "--max_iters=16")) == "a bug"
+def stops(self, split):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return opened(self, split)
+Dataset.open = stops
+assert cell(*settings, "--max_iters=16").code == 143
+Dataset.open = opened
+assert cell(*settings, "--max_iters=16")["iter_num"] == 17
+""")  # fmt: skip
+    result = run("notebook.py", project=own_project, cwd=own_project)
+    assert result.losses[-1][:2] == ("iter", 16) and "another run" not in result.stdout
 
 
 def test_a_bug_keeps_its_traceback(run, own_project):

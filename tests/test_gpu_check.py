@@ -47,9 +47,9 @@ def gpu(monkeypatch):
 # the command line and the table
 
 
-def test_without_a_gpu_it_is_one_line():
-    result = gpu_check_command()
-    assert result.returncode == 2 and result.stdout == ""
+def test_without_a_gpu_it_is_one_line(run):
+    result = run("tools/gpu_check.py", expect=2)
+    assert result.stdout == ""
     assert re.fullmatch(r"error: torch \S+ finds no GPU; --device=cpu runs the checks that need none\n", result.stderr)
 
 
@@ -401,6 +401,13 @@ def test_device_memory_is_torchs_peak(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
     assert seen() == {"device_mib": 3072}
+
+
+def test_a_models_tokens_a_second_are_those_of_two_texts(monkeypatch):
+    ticks = iter([0.0, 2.0, 10.0, 10.5])
+    monkeypatch.setattr(gpu_hooks.time, "perf_counter", lambda: next(ticks))
+    sizes = dict(block_size=16, vocab_size=300, n_layer=1, n_head=2, n_embd=16)
+    assert gpu_hooks.decoding_rates("cpu", sizes, tokens=30) == [15, 60]
 
 
 def test_a_matmuls_tflops_come_from_many_products_a_synchronisation(monkeypatch):

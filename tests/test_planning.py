@@ -1,5 +1,8 @@
 """tools/plan.py: its figures beside torch's own counters, the tensors that autograd keeps, and published numbers."""
 
+import re
+import shutil
+
 import pytest
 import torch
 from conftest import error_line, flags
@@ -44,7 +47,7 @@ def test_kinds_of_parameters_add_up(bias):
 def test_flops_are_torchs_count_and_what_recompute_adds(recompute, dropout, vocab_size, monkeypatch):
     import model as model_module
 
-    def attention(q, k, v, dropout_p=0.0):  # without this project's kernel, and in full
+    def attention(q, k, v, dropout_p=0.0, bias=None):  # without this project's kernel, and in full
         with sdpa_kernel(SDPBackend.MATH):
             return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
@@ -147,6 +150,55 @@ def test_gpt2_on_eight_a100s_takes_the_days_that_nanogpt_publishes(run):
     assert line.endswith(f"; {hours * 10:,.2f} dollars") or abs(hours * 10 - float(line.split()[-2].replace(",", ""))) < 0.1
 
 
+def cost_and_tokens(result):
+    """(hours, dollars, tokens, iterations) as the plan prints them."""
+    found = re.search(r"^tokens \w+(?: all)?: ([\d,]+) in ([\d,]+) iter.*\nthe run: ([\d,.]+) hours.*; ([\d,.]+) dol", result.stdout, re.M)
+    tokens, iterations, hours, dollars = (float(text.replace(",", "")) for text in found.groups())
+    return hours, dollars, tokens, iterations
+
+
+def test_a_run_that_max_seconds_ends_takes_that_time_and_what_is_left_of_it(run, tmp_path, synthetic_run):
+    """An hour of eight A100s at 16 dollars is 16 dollars, and the tokens are in proportion."""
+    common = ["config/train_gpt2.py", "--gpu=A100", "--count=8", "--dollars_per_hour=16"]
+    whole = cost_and_tokens(run("tools/plan.py", *common))
+    hours, dollars, tokens, iterations = cost_and_tokens(run("tools/plan.py", *common, "--max_seconds=3600"))
+    assert (hours, dollars) == (1.0, 16.0) and tokens == iterations * 491_520
+    assert tokens == pytest.approx(whole[2] / whole[0], rel=0.01)
+
+    shutil.copytree(synthetic_run[0], tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / "last.pt")
+    torch.save(saved | {"seconds": 1800.0}, tmp_path / "run" / "last.pt")
+    (tmp_path / "run" / "ckpt.pt").unlink()
+    more = flags(init_from="resume", out_dir=tmp_path / "run", gpu="A100", dollars_per_hour=2, max_iters=300)
+    left = cost_and_tokens(run("tools/plan.py", *more))
+    assert left[2:] == (150 * 512, 150)  # 301 iterations, of which 151 are done
+    more += flags(max_seconds=5400, max_iters=10**12)
+    assert cost_and_tokens(run("tools/plan.py", *more))[:2] == (1.0, 2.0)
+
+
+# what an H200 took with torch 2.13, compiled, one process: MiB of tensors at the peak, milliseconds of an iteration
+H200 = [
+    ((50304, 1024, 12, 12, 768, 0.0), 12, False, 7261, 28.45), ((65, 256, 6, 6, 384, 0.2), 64, False, 1639, 6.86),
+    ((65, 256, 6, 6, 384, 0.2), 64, True, 634, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model, batch_size, recompute, held, ms", H200)
+def test_a_gpus_memory_is_within_a_tenth_of_what_was_measured_and_its_time_by_rule_within_an_eighth(
+    model, batch_size, recompute, held, ms
+):  # fmt: skip
+    vocab_size, block_size, n_layer, n_head, n_embd, dropout = model
+    config = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, False)
+    model = model_of(config)
+    setup = planning.Setup(batch_size, recompute=recompute, device_type="cuda", dropout=dropout)
+    found = planning.memory(config, sum(p.numel() for p in model.parameters()), setup)
+    assert sum(found.values()) / 2**20 == pytest.approx(held, rel=0.1)
+    if ms:
+        share = planning.usual_mfu(n_embd, "cuda")
+        seconds = planning.iteration_seconds(model, batch_size * block_size, 989.4e12, share, recompute)
+        assert 1000 * seconds == pytest.approx(ms, rel=0.125)
+
+
 def test_the_memory_of_a_gpu_is_its_own_or_the_one_that_its_name_gives():
     for name in mfu.DEVICES:
         assert planning.find_gpu(name.upper())[1] == mfu.DEVICES[name][3] << 30
@@ -163,7 +215,7 @@ def test_an_unknown_gpu_names_the_nearest(name, near):
 
 @pytest.mark.parametrize("arguments, said", [
     (["--gpu=A1000"], "nearest names there: a100"), (["--count=0"], "--count=0: must be at least 1"),
-    (["--count=7"], "cannot be shared by 7"), (["--gpu=H100", "--measure=True"], "measures this machine"),
+    (["--count=7"], "number of processes, 7"), (["--gpu=H100", "--measure=True"], "measures this machine"),
     (["--bacth_size=2"], "did you mean batch_size?"), (["--n_head=5"], "n_embd must be divisible by n_head"),
     (["--mfu=-0.1"], "--mfu=-0.1"),
 ])  # fmt: skip
@@ -199,7 +251,9 @@ def test_a_resume_is_planned_with_the_runs_own_settings(plan_of_the_run):
     assert lines[0] == "batch_size is now 4 (the run had 8)"
     # golden/synthetic.csv's model: 2 layers of 64 channels, 61 tokens, 32 positions, without biases
     assert f"parameters: {2 * 12 * 64**2 + (61 + 32) * 64 + 5 * 64:,}" in lines
-    assert any(line.startswith(f"tokens in all: {151 * 256:,} in 151 iterations") for line in lines)
+    # the run has ended; of a longer one, what is left
+    assert "tokens left: 0 in 0 iterations, 0.00 passes over the data" in lines
+    assert any(line.startswith("the run: 0.00 hours") for line in lines)
 
 
 def test_a_runs_folder_gives_the_model_and_nothing_else(run, synthetic_run, plan_of_the_run):

@@ -59,10 +59,10 @@ def test_the_picture_has_the_logs_losses_and_marks_the_best(plot, tmp_path, caps
 
 def test_runs_with_different_tokens_are_said_to_have_losses_that_do_not_compare(plot, tmp_path, monkeypatch, capsys):
     letter = {"vocab_size": 1, "stoi": {"a": 0}}
-    metas = {"out-a": None, "out-b": letter, "out-c": letter, "out-d": {}}
-    paths = {name: write_log(tmp_path / name) for name in metas}
-    kept = {paths[name]: {"meta": meta} if meta != {} else {"model_args": {}} for name, meta in metas.items()}  # d: an older checkpoint
-    monkeypatch.setattr("nanogpt.checkpoint.peek", kept.get)
+    older = {"model_args": {"vocab_size": 1}}  # a checkpoint that keeps no tokens
+    kept = {"out-a": {"meta": None}, "out-b": {"meta": letter}, "out-c": {"meta": letter}, "out-d": older}
+    paths = {name: write_log(tmp_path / name) for name in kept}
+    monkeypatch.setattr("nanogpt.checkpoint.peek", {paths[name]: kept[name] for name in kept}.get)
     plot(paths["out-b"], paths["out-c"], paths["out-d"])
     assert "compare" not in capsys.readouterr().out
     plot(paths["out-a"], paths["out-b"])
@@ -79,7 +79,8 @@ def test_runs_are_labelled_by_the_settings_in_which_they_differ(plot, tmp_path, 
     }
     from nanogpt import checkpoint
 
-    monkeypatch.setattr(checkpoint, "peek", lambda out: {"config": configs[out]} if out in configs else {})
+    kept = {out: {"config": config, "model_args": {"vocab_size": 61}} for out, config in configs.items()}
+    monkeypatch.setattr(checkpoint, "peek", lambda out: kept.get(out, {}))
     labels = [text.split(":")[0] for text in runs_legend(plot(*folders, f"--to={tmp_path / 'x.svg'}"))]
     assert labels == ["learning_rate=0.001", "learning_rate=0.003 (b)", "learning_rate=0.003 (c)", "d"]
     assert "<svg" in (tmp_path / "x.svg").read_text()

@@ -229,7 +229,7 @@ def test_openwebtext_from_a_folder_is_nanogpts_recipe_and_goes_on_after_a_stop(w
     first = tiktoken_gpt2().decode(expected["train"][: expected["train"].index(50256)])
     state = {"train": {"documents": 1000, "tokens": done, "bytes": 5}, "val": {"documents": 0, "tokens": 0, "bytes": 0}}
     state["of"] = [str(tmp_path / "source"), 3001, hashlib.sha256(first.encode()).hexdigest()]
-    write_text(folder / "progress.tmp", json.dumps(state))  # its name in earlier versions
+    write_text(folder / "unfinished.tmp", json.dumps(state))
     (tmp_path / "other").mkdir()
     for i in range(3):
         write_text(tmp_path / "other" / f"{i}.txt", "another source\n")
@@ -485,7 +485,7 @@ def test_openwebtexts_documents_stay_as_they_are_but_for_a_leading_bom(gpt2):
     from data.documents import encode
     from data.codecs import BPECodec
 
-    ids, n_bytes, changed = encode(["\ufeffa\r\nb\r", "c\ufeffd", ""], BPECodec(), "x")
+    ids, n_bytes, changed = encode(["\ufeffa\r\nb\r", None, "c\ufeffd", ""], BPECodec())
     expected = [*gpt2.encode_ordinary("a\r\nb\r"), 50256, *gpt2.encode_ordinary("c\ufeffd"), 50256, 50256]
     assert ids.tolist() == expected and ids.dtype == np.uint16 and n_bytes == len("a\r\nb\rc\ufeffd".encode())
 

@@ -85,7 +85,7 @@ NOT_RUN = [
     (r"python tools/bench\.py.*", "takes minutes to hours, and its timings want a quiet machine", is_a_program),
     (r"python tools/gpu_check\.py.*", "needs a GPU", is_a_program),
     (r"lm_eval .*", "needs a library of 1.8 GB, and the network", None),
-    (r"python -m pytest .*|ruff check \.|\.ci/run", "these tests are a part of it", None),
+    (r"python -m pytest .*|ruff check \.|\.ci/run|tests/versions\.sh", "these tests are a part of it", None),
 ]
 
 # A GPT-2 of another size, in a folder, for OpenAI's from the network.

@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 from conftest import CHARACTERS, ROOT, flags
+from recorded_graphs import RecordedGraph
 
 from model import GPT, GPTConfig
+from nanogpt import decoding
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,37 @@ def test_one_sample_appears_token_by_token(sample):
     shown = sample(num_samples=1, max_new_tokens=20)[0].shown
     lengths = list(dict.fromkeys(map(len, shown)))
     assert lengths[:21] == list(range(2, 23))  # the prompt, then a character at a time
+
+
+@pytest.mark.parametrize("settings", [
+    dict(num_samples=1, stop="é"), dict(num_samples=3), dict(num_samples=3, stop="B", window_step=5),
+    dict(interactive=True, top_p=0.9), dict(interactive=True, temperature=0, stop="é"),
+], ids=str)  # fmt: skip
+def test_with_cuda_graphs_sample_writes_the_same(sample, monkeypatch, settings):
+    """The graphs are recorded and replayed on this CPU."""
+    settings = dict(stdin="ab\nAB\na\nab", max_new_tokens=40) | settings
+    expected, graphs = sample(**settings)[0].getvalue(), []
+
+    def capture(function, device, pool):
+        graphs.append(RecordedGraph(function, pool))
+        return graphs[-1], graphs[-1].outputs
+
+    monkeypatch.setattr(decoding, "make_step", decoding.GraphStep)
+    monkeypatch.setattr(decoding, "capture", capture)
+    recorder, errors = sample(**settings)
+    assert recorder.getvalue() == expected and errors == "" and graphs
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_the_model_runs_until_every_sample_has_met_stop_and_no_longer(sample, monkeypatch, num_samples):
+    texts = sample(num_samples=num_samples, max_new_tokens=200)[0].getvalue().split("\n" + "-" * 15 + "\n")[:-1]
+    common = set.intersection(*(set(text[2:]) for text in texts))
+    stop = max(common, key=lambda c: max(text.index(c, 2) for text in texts))
+    calls, forward = [], GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda self, *args, **more: calls.append(1) or forward(self, *args, **more))
+    found = sample(num_samples=num_samples, max_new_tokens=200, stop=stop)[0].getvalue()
+    assert found == "".join("ab" + text[2:].partition(stop)[0] + "\n" + "-" * 15 + "\n" for text in texts)
+    assert len(calls) == max(text.index(stop, 2) - 1 for text in texts) < 200
 
 
 def test_no_new_tokens_print_the_prompt(sample):

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import io
 import itertools
 import os
 import threading
@@ -193,9 +194,9 @@ def test_utf16_is_named_as_such_with_and_without_a_bom(tmp_path, text, encoding)
 
 
 def test_utf16_is_seen_before_any_of_it_is_taken_in_a_long_file():
-    blocks = [("some words\n" * 30_000).encode("utf-16-le")]
+    file = io.BufferedReader(io.BytesIO(("some words\n" * 30_000).encode("utf-16-le")))
     with pytest.raises(UserError, match="UTF-16"):
-        next(decoded(blocks, "a.txt"))
+        next(decoded(file, "a.txt", 99))
 
 
 @pytest.mark.parametrize("text", [ODD, "a\x00b\x00\x00\x00cdefghijklmn", "tab\tand\tline\n" * 9, "中文" * 50, "\x01\x02 words"])
@@ -214,6 +215,27 @@ def test_the_byte_that_is_no_utf8_is_named(tmp_path, monkeypatch, content, reaso
     assert "UTF-16" not in str(error.value)
 
 
+def test_the_byte_that_is_no_utf8_is_named_in_a_long_file(tmp_path):
+    path = write(tmp_path / "a.txt", BOM + "é".encode() * 500_000 + b"\xff" + b"a" * 9)
+    for read in (lambda: list(text_chunks([path])), lambda: read_text(path)):
+        with pytest.raises(UserError, match="byte 1,000,003: invalid start byte"):
+            read()
+
+
+def test_a_pipe_is_read_as_a_file_is():
+    """As `train.py <(command)` has a config file."""
+    for content, expected in ((BOM + b"a\r\nb", "a\nb"), (b"ab\xff", "byte 2")):
+        reads, writes = os.pipe()
+        os.write(writes, content)
+        os.close(writes)
+        if expected == "a\nb":
+            assert read_text(f"/dev/fd/{reads}") == expected
+        else:
+            with pytest.raises(UserError, match=expected):
+                read_text(f"/dev/fd/{reads}")
+        os.close(reads)
+
+
 @pytest.mark.parametrize("content", [b"", BOM])
 def test_a_file_without_any_text_is_empty(tmp_path, content):
     path = write(tmp_path / "a.txt", content)
@@ -230,6 +252,31 @@ def test_a_folder_stands_for_every_txt_below_it_in_order_of_name(tmp_path, monke
     assert text_files(["b"]) == ["b/10.txt", "b/2.txt", "b/C.TXT", "b/a.txt", "b/a/z.txt"]
     assert text_files(["c", "b/no.md", "b/a"]) == ["c/q.txt", "b/no.md", "b/a/z.txt"]
     assert text_files(["nowhere.txt"]) == ["nowhere.txt"] and text_files([]) == []
+
+
+def test_below_a_folder_hidden_empty_and_repeated_files_are_left_out_and_one_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    book = tmp_path / ".corpora" / "books"  # the FILE itself may lie in a hidden folder
+    (book / ".ipynb_checkpoints").mkdir(parents=True)
+    (book / "deeper").mkdir()
+    for name in ("book.txt", ".ipynb_checkpoints/book-checkpoint.txt", "._book.txt", "deeper/z.txt"):
+        write(book / name, b"some text")
+    write(book / "empty.txt", b"")
+    write(book / "mark.txt", BOM)
+    write(book / ".DS_Store", b"no text anyway")
+    (book / "circle").symlink_to(book)
+    (book / "twice.txt").symlink_to(book / "book.txt")
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere" / "linked.txt", b"some text")
+    (book / "link").symlink_to(tmp_path / "elsewhere")
+    here = os.path.join(".corpora", "books")
+    assert text_files([here]) == [os.path.join(here, name) for name in ("book.txt", "deeper/z.txt", "link/linked.txt")]
+    assert capsys.readouterr().out == (
+        f"{here}: left out as hidden, empty or there twice: 6, the first is ._book.txt\n"
+    )
+    (book / "link").unlink()
+    assert text_files([os.path.join(here, "deeper"), os.path.join(here, "._book.txt")])[1].endswith("._book.txt")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("inside", [[], ["a.md"], ["deeper/b.py"]])

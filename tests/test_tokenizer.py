@@ -1,5 +1,6 @@
 """data/tokenizer.py: a tokenizer trained, read and written. What is right is what Hugging Face's tokenizers computes."""
 
+import datetime
 import functools
 import hashlib
 import json
@@ -20,9 +21,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from data import text as data_text
+from data.documents import prepare_documents
+from data.folder import locked
 from data.pieces import line_pieces, pieces_for
 from data.streaming import stream_text
 from data.codecs import BPECodec, CharCodec, TokenizerCodec
+from data.text import pick_codec
 from data.tokenizer import codec_of_tokenizer, find_tokenizer, same_tokenizer, tokenizer_of, train_tokenizer
 from nanogpt.errors import UserError
 
@@ -55,6 +59,12 @@ TEXT = english(6000)
 def own():
     """The text of a tokenizer.json of 600 tokens, trained here."""
     return train_tokenizer([TEXT], 600)
+
+
+@functools.cache
+def gpt2s_tokenizer():
+    """The text of GPT-2's tokenizer.json, which takes a second to make."""
+    return tokenizer_of(BPECodec())
 
 
 def hugging_face(text):
@@ -206,7 +216,7 @@ def test_a_byte_level_bpe_of_another_split_is_encoded_by_tokenizers_and_its_byte
 
 @needs_bpe
 def test_gpt2s_tokenizer_json_has_gpt2s_ids_for_tokenizers():
-    tokenizer, tiktokens = hugging_face(tokenizer_of(BPECodec())), tiktoken_gpt2()
+    tokenizer, tiktokens = hugging_face(gpt2s_tokenizer()), tiktoken_gpt2()
     assert tokenizer.token_to_id(END) == tiktokens.eot_token == 50256
     for each in [*UGLY, TEXT]:
         assert ids_by(tokenizer, each) == tiktokens.encode_ordinary(each)
@@ -214,7 +224,7 @@ def test_gpt2s_tokenizer_json_has_gpt2s_ids_for_tokenizers():
 
 @needs_bpe
 def test_gpt2s_own_tokenizer_json_is_gpt2s_codec():
-    codec = codec_of_tokenizer(tokenizer_of(BPECodec()), "x")
+    codec = codec_of_tokenizer(gpt2s_tokenizer(), "x")
     assert isinstance(codec, BPECodec) and codec.tokenizer is None and codec.vocab_size == 50257
 
 
@@ -225,7 +235,7 @@ def test_gpt2s_own_tokenizer_json_is_gpt2s_codec():
     lambda c: c["model"]["merges"].pop(),
 ])  # fmt: skip
 def test_what_is_made_of_gpt2s_tokens_is_not_gpt2s(change):
-    text = edited(tokenizer_of(BPECodec()), change)
+    text = edited(gpt2s_tokenizer(), change)
     codec, tokenizer = codec_of_tokenizer(text, "x"), hugging_face(text)
     assert codec.tokenizer == text
     for each in ("Hello WORLD<|user|>", *UGLY[:20]):
@@ -318,6 +328,37 @@ def without_unknown(kind):
         tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece()
     tokenizer.train_from_iterator(["the cat and the hat, an ant\n"] * 9, tokenizer.model.get_trainer())
     return tokenizer.to_str()
+
+
+def test_bpe_dropout_is_switched_off_and_the_file_stays_as_it_came(own):
+    """Also where tiktoken encodes: tokenizers without dropout has the expected ids."""
+    for plain in (own, trained("BPE")):
+        text = edited(plain, lambda c: c["model"].update(dropout=0.5))
+        codec, tokenizer = codec_of_tokenizer(text, "x"), hugging_face(plain)
+        for _ in range(3):
+            assert codec.encode_ordinary(TEXT).tolist() == ids_by(tokenizer, TEXT)
+        assert tokenizer_of(codec) == text and same_tokenizer(text, plain)
+
+
+def test_bpe_dropout_is_told(own, tmp_path, capsys):
+    path = write_text(tmp_path / "dropout.json", edited(own, lambda c: c["model"].update(dropout=0.1)))
+    pick_codec(str(path))
+    assert "BPE dropout is switched off" in capsys.readouterr().out
+    pick_codec(str(write_text(tmp_path / "plain.json", own)))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_word_longer_than_wordpiece_takes_is_named_as_such():
+    text = edited(trained("WordPiece"), lambda c: c["model"].update(max_input_chars_per_word=30))
+    codec = codec_of_tokenizer(text, "x")
+    assert not codec.missing("the cat " + "a" * 30, codec.encode_ordinary("the cat " + "a" * 30))
+    with pytest.raises(UserError, match="no word of more than 30 characters.*'aaaaaaaaaaaaaaaaaaaa'... has 31"):
+        codec.missing("the cat " + "a" * 31, codec.encode_ordinary("the cat " + "a" * 31))
+
+
+def test_a_byte_order_mark_before_a_tokenizer_json_is_read_over(own, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + own.replace("\n", "\r\n").encode())
+    assert find_tokenizer(str(tmp_path)).tokenizer == own
 
 
 @pytest.mark.parametrize("kind", ["BPE", "bytes", "Unigram", "WordPiece", "WordLevel"])
@@ -584,6 +625,54 @@ def test_a_vocabulary_above_65536_trains_on_u32_bins(run, own_project, tmp_path)
 def jsonl(path, texts):
     path.parent.mkdir(exist_ok=True)
     write_text(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+@pytest.fixture
+def documents(own, tmp_path, monkeypatch):
+    """documents() -> the ids of both splits that are made of the folder tmp_path/source, in tokens of `own`."""
+    pytest.importorskip("datasets")
+    for name in ("HF_HOME", "HF_DATASETS_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "hf"))
+    tokenizer = write_text(tmp_path / "t.json", own)
+
+    def documents():
+        prepare_documents(str(tmp_path / "data"), str(tmp_path / "source"), "", str(tokenizer))
+        return [i for split in ("train", "val") for i in np.fromfile(tmp_path / "data" / f"{split}.bin", dtype="<u2")]
+
+    return documents
+
+
+def test_documents_without_a_text_are_left_out_and_counted_and_an_empty_text_is_a_document(documents, own, tmp_path, capsys):
+    jsonl(tmp_path / "source" / "a.jsonl", ["the cat", None, "", "a hat", None])
+    jsonl(tmp_path / "source" / ".hidden.jsonl", ["not this"])
+    write_text(tmp_path / "source" / "empty.txt", "")
+    (tmp_path / "source" / "circle").symlink_to(tmp_path / "source")
+    codec = codec_of_tokenizer(own, "x")
+    texts = "".join(codec.decode([i]) for i in documents()).split(END)
+    assert sorted(texts) == ["", "", "a hat", "the cat"]  # the last one is what follows the last <|endoftext|>
+    said = capsys.readouterr().out
+    assert "5 documents, 2 of them without a text: these are left out\n" in said
+    assert "left out as hidden, empty or there twice: 3, the first is .hidden.jsonl\n" in said
+
+
+def test_a_document_whose_text_is_no_text_is_named_by_its_number(documents, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "source").mkdir()
+    table = pyarrow.table({"text": pyarrow.array([None, datetime.date(2024, 5, 17), datetime.date(2024, 5, 18)])})
+    pyarrow.parquet.write_table(table, tmp_path / "source" / "a.parquet")
+    with pytest.raises(UserError, match=r"the text of document 2 is no text but datetime.date\(2024, 5, 17\)$"):
+        documents()
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_second_preparation_of_documents_is_refused_before_it_reads_what_is_done(documents, tmp_path):
+    jsonl(tmp_path / "source" / "a.jsonl", ["the cat"] * 9)
+    (tmp_path / "data").mkdir()
+    write_text(tmp_path / "data" / "unfinished.tmp", "not yet written")
+    with locked(str(tmp_path / "data")), pytest.raises(UserError, match="another preparation is writing .*data$"):
+        documents()
 
 
 @pytest.mark.slow

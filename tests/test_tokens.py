@@ -3,10 +3,13 @@
 import json
 import os
 
+import numpy as np
 import pytest
+import torch
 from conftest import write_synthetic
 
 from data.codecs import BPECodec
+from data.dataset import Dataset
 from data.folder import write_dataset
 from data.tokenizer import tokenizer_of, train_tokenizer
 from data.tokens import Tokens
@@ -36,6 +39,19 @@ def test_the_checkpoints_characters_come_before_the_data_folders(dataset):
     tokens = of_run(meta=ABC)
     assert tokens.codec.decode([0, 1, 2]) == "abé" and tokens.codec.encode("ab") == [0, 1]
     assert tokens.prepared_again(str(folder))
+
+
+def test_without_a_temporary_folder_gpt2s_tokens_have_no_codec_and_this_is_said(dataset, tmp_path, monkeypatch, capsys):
+    def none_usable():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.gettempdir", none_usable)
+    write_dataset(str(tmp_path / "data" / "mine"), [(np.array([0, 1]), 6)], [(np.array([2, 3, 4]), 12)], 50257)
+    text_bytes = Dataset("mine", 1).text_bytes(50304, "cpu")
+    assert text_bytes.of(torch.zeros(2, 8)).item() == 16 * 4  # by dataset.json: 12 bytes are 3 tokens
+    assert capsys.readouterr().out.count("No usable temporary directory found") == 1
 
 
 @pytest.mark.parametrize("here", [ABC, ABC | {"vocab_size": 9}, {"vocab_size": 3}, {"vocab_size": 7}])

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import IN_BFLOAT16, SMALL, flags, rows
+from conftest import IN_BFLOAT16, SMALL, TINY, flags, rows
 from runs import content
 
 KILLS = int(os.environ.get("NANO_KILLS", 24))
@@ -124,7 +124,9 @@ def test_a_stop_between_micro_steps_gives_up_the_iteration_and_keeps_its_start(t
     assert stopped.losses + train(settings, out_dir=tmp_path).losses == expected
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
+])  # fmt: skip
 def test_a_stop_from_outside_ends_the_run_with_the_signals_code(start, tmp_path, number):
     running = start("train.py", *flags(SMALL, out_dir=tmp_path, max_iters=10**6))
     running.wait_for("iter 5:")
@@ -151,3 +153,19 @@ def test_a_second_interrupt_stops_at_once(start, train, tmp_path):
     assert time.monotonic() - began < 10
     assert result.returncode == 130 and "Traceback" not in result.stderr
     assert content(tmp_path)["last.pt"] == before
+
+
+def test_a_second_interrupt_ends_the_run_where_an_exception_would_be_swallowed(start, tmp_path):
+    running = start("tests/programs/interrupted_destructor.py", *flags(TINY, out_dir=tmp_path, max_iters=10**6))
+    result = running.end()
+    assert result.returncode == 130 and "swallowed" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_that_was_ignored_as_the_run_started_stays_ignored(start, tmp_path, number):
+    """As nohup and a shell script's background jobs want it."""
+    environment = dict(IGNORED=str(int(number)))
+    running = start("tests/programs/ignore_signal.py", *flags(TINY, out_dir=tmp_path, max_iters=400), env=environment)
+    running.wait_for("iter 5:")
+    running.signal(number)
+    assert running.end().returncode == 0

@@ -1,6 +1,6 @@
 """Times this trainer, alone or in turn with another checkout that has nanoGPT's command line and printed lines.
 
-    python tools/bench.py                                  every row
+    python tools/bench.py                                  every row but trials
     python tools/bench.py --peer=DIR train_cpu sample_baby   these rows, beside the checkout in DIR
     python tools/bench.py --device=cpu                     on the CPU; by default on a GPU where there is one
 
@@ -163,12 +163,13 @@ def main():
 
     every = [*TRAIN, *SAMPLE, *OTHER]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(every)}; without one all of them")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(every)}; without one all but trials")
     parser.add_argument("--peer", metavar="DIR", type=os.path.abspath, help="the other checkout")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="cuda where there is a GPU, else cpu")
     parser.add_argument("--runs", metavar="N", type=int, default=5, help="how often each command runs")
     options = parser.parse_args()
-    rows, peer, runs = options.rows or every, options.peer, options.runs
+    rows = options.rows or [row for row in every if row != "trials"]
+    peer, runs = options.peer, options.runs
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if unknown := ", ".join(row for row in rows if row not in every):
         parser.error(f"no such row: {unknown}; there are {', '.join(every)}")

@@ -469,7 +469,8 @@ def sample(lab):
     lab.golden_run  # noqa: B018 - trains the model where no part before has done so
     model = dict(out_dir=lab.golden_out)
     text, _ = lab.write(100, **model)
-    yield check("greedy text is that of a CPU", text == lab.write(100, device="cpu", **model)[0], repr(text[:40]))
+    graphs = " by CUDA graphs" if lab.on_gpu else ""
+    yield check(f"greedy float32 text{graphs} is that of a CPU", text == lab.write(100, device="cpu", **model)[0], repr(text[:40]))
     if lab.on_gpu and importlib.util.find_spec("triton"):
         compiled = lab.write(100, compile=True, **model)[0]
         yield check("greedy text, compiled and not", compiled == text, f"{len(text)} characters")
@@ -491,6 +492,17 @@ def sampling(lab):
     lab.golden_run  # noqa: B018 - as in sample()
     short, long = (lab.write(tokens, out_dir=lab.golden_out)[1] for tokens in (1, 201))
     yield Row("sampling: 2 layers x 64, window of 32, exact, float32", "figure", f"{200 / max(long - short, 1e-9):,.0f} tokens/s")
+    what = "GPT-2 124M, 200 tokens: first text and second"
+    if not lab.on_gpu:
+        yield Row(what, "skip", "figures of a GPU; tools/bench.py measures CPUs")
+        return
+    for side in filter(None, (ROOT, lab.peer)):
+        run = lab.command([sys.executable, HOOKS, "decoding", lab.device], cwd=side)
+        name = what if side == ROOT else f"{what}, nanoGPT"
+        yield Row(name, "figure", " and ".join(f"{rate:,.0f} tokens/s" for rate in run.seen["tokens_per_second"]))
+        if side == ROOT:
+            refused = re.findall("a CUDA graph does not work here.*", run.text)
+            yield check("no CUDA graph is refused", not refused, refused[0] if refused else "none")
 
 
 def speed(lab, settings, what, data):

@@ -186,6 +186,25 @@ def matmul_tflops(device, dtype, products=20, size=None):
     return best / 1e12
 
 
+def decoding_rates(device, sizes=None, tokens=200):
+    """Tokens a second of a first text and of a second, by a GPT-2 124M with random weights: the GPT of this folder.
+
+    The first one includes what is done once: choosing kernels, and recording CUDA graphs where the model has them."""
+    from model import GPT, GPTConfig
+
+    torch.manual_seed(0)
+    model, rates, how = GPT(GPTConfig(**sizes or {})).to(device, torch.bfloat16).eval(), [], {}
+    if hasattr(model, "stream"):  # ours
+        from nanogpt.decoding import make_step
+
+        how["step"] = make_step(model, 1, top_k=200)
+    for _ in range(2):
+        start = time.perf_counter()
+        model.generate(torch.zeros(1, 1, dtype=torch.long, device=device), tokens, top_k=200, **how).tolist()
+        rates.append(tokens / (time.perf_counter() - start))
+    return rates
+
+
 INSTRUMENTS = {
     "memory": device_memory,
     "added_memory": added_memory,
@@ -200,6 +219,10 @@ INSTRUMENTS = {
 def main():
     if sys.argv[1] == "matmul":
         print("seen: " + json.dumps({"tflops": matmul_tflops(*sys.argv[2:4])}))
+        return
+    if sys.argv[1] == "decoding":
+        sys.path[0] = os.getcwd()
+        print("seen: " + json.dumps({"tokens_per_second": decoding_rates(sys.argv[2])}))
         return
     name, _, changes = sys.argv[1].partition(":")  # trial:CHANGE+CHANGE
     script = os.path.abspath(sys.argv[2])

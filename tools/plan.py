@@ -47,6 +47,7 @@ own = {name: globals()[name] for name in [*documented(__file__), "__file__", "__
 namespace = of_train | own
 settings = configure(namespace, sources=[TRAIN, __file__])
 resumes = namespace["init_from"] == "resume" or (namespace["init_from"] == "auto" and has_run(namespace["out_dir"]))
+saved = {}
 if resumes:
     saved = peek(namespace["out_dir"])
     if not saved:
@@ -55,7 +56,7 @@ if resumes:
     for line in settings.adopt(resumed):
         print(line)
 settings.at_least(1, "count eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
-settings.at_least(0, "max_iters vocab_size mfu dollars_per_hour peak_flops")
+settings.at_least(0, "max_iters max_seconds vocab_size mfu dollars_per_hour peak_flops")
 settings.at_least(0, "dropout", below=1)
 settings.one_of(optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
 run = SimpleNamespace(**namespace)
@@ -146,9 +147,6 @@ facts = read_facts(data_dir)
 bins = [path for path in (bin_path(data_dir, split, facts) for split in SPLITS) if os.path.exists(path)]
 sizes_there = [os.path.getsize(path) for path in bins]
 print(f"the data: {mib(sum(sizes_there))} MiB" if bins else f"the data: {run.dataset} is not prepared here")
-tokens = tokens_per_iter * (run.max_iters + 1)
-passes = f", {tokens / (sizes_there[0] / dtype_in(bins[0]).itemsize):,.2f} passes over the data" if bins else ""
-print(f"tokens in all: {tokens:,} in {run.max_iters + 1:,} iterations{passes}")
 
 # ---- time and money ----------------------------------------------------------------------------------------------
 
@@ -177,6 +175,17 @@ else:
     rule = "given" if run.mfu else "by rule for this width and kind of device"
     of_peak = f"{share:.0%} MFU ({rule}) of {peak / 1e12:.4g} TFLOPS ({source})"
     print(f"\nan iteration: {seconds * 1000:,.1f} ms at {of_peak}")
-in_all = planning.run_seconds(seconds, run.max_iters, run.eval_interval, run.eval_iters / run.count, micro_steps)
+first = min(saved.get("iter_num", 0), run.max_iters + 1)
+iterations, ended_by = run.max_iters + 1 - first, ""
+in_all = planning.run_seconds(
+    seconds, first, run.max_iters, run.eval_interval, run.eval_iters / run.count, micro_steps
+)
+left = max(0.0, run.max_seconds - saved.get("seconds", 0.0))
+if run.max_seconds and left < in_all:
+    ended_by = f", which max_seconds = {run.max_seconds:g} ends"
+    iterations, in_all = int(iterations * left / in_all), left
+tokens = tokens_per_iter * iterations
+passes = f", {tokens / (sizes_there[0] / dtype_in(bins[0]).itemsize):,.2f} passes over the data" if bins else ""
+print(f"tokens {'left' if resumes else 'in all'}: {tokens:,} in {iterations:,} iterations{passes}{ended_by}")
 cost = f"; {in_all / 3600 * run.dollars_per_hour:,.2f} dollars" if run.dollars_per_hour else ""
 print(f"the run: {in_all / 3600:,.2f} hours, evaluations included, start-up and saves not{cost}")

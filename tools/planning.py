@@ -7,7 +7,6 @@ GPT.flops_per_token(), the definition that train.py prints MFU by.
 import bisect
 import dataclasses
 import difflib
-import math
 import os
 import re
 
@@ -30,8 +29,7 @@ def find_gpu(name):
     """
     key = find_row(name)
     if key is None:
-        words = set(name.lower().split())
-        near = [row for row in DEVICES if set(row.split()) & words] or difflib.get_close_matches(name.lower(), DEVICES)
+        near = difflib.get_close_matches(name.lower(), DEVICES, n=5)
         raise UserError(f"--gpu={name}: not in the table; the nearest names there: {', '.join(near or DEVICES)}")
     size = re.search(r"\b(\d+) ?gi?b\b", name.lower())
     dtype = "bfloat16" if peak_from_table(name, "bfloat16") else "float16"
@@ -54,13 +52,13 @@ def host_memory(limit="/sys/fs/cgroup/memory.max"):
 def usual_mfu(n_embd, device_type):
     """The MFU to expect where none is given, by a rule: wider matrices keep a device busier.
 
-    GPUs: 10 % below 512 channels (nanoGPT's log of the baby GPT on an A100 has 11 %), 30 % below 1024 (nanoGPT trains
-    GPT-2 124M in four days on eight A100s, which is 29 %), 40 % below 2048, then 50 %. CPUs, whose peak is measured:
-    20 % below 256 channels, then 50 % (docs/benchmarks.md).
+    GPUs: 17 % below 512 channels (the baby GPT on an H200; nanoGPT's log has 11 % on an A100), 34 % below 1024 (GPT-2
+    124M has 37 % on an H200; nanoGPT trains it in four days on eight A100s, which is 29 %), 40 % below 2048, then 50 %.
+    CPUs, whose peak is measured: 20 % below 256 channels, then 50 % (docs/benchmarks.md).
     """
     if device_type == "cpu":
         return 0.2 if n_embd < 256 else 0.5
-    return 0.1 if n_embd < 512 else 0.3 if n_embd < 1024 else 0.4 if n_embd < 2048 else 0.5
+    return 0.17 if n_embd < 512 else 0.34 if n_embd < 1024 else 0.4 if n_embd < 2048 else 0.5
 
 
 # ----------------------------------------------------------------------------------------------
@@ -96,7 +94,8 @@ class Setup:
 
 
 # Measured with torch 2.13 on Linux, as what a process holds beyond the tensors that it keeps.
-LIBRARIES = 40 << 20  # a CPU's kernels, once they have run: their code, and oneDNN's workspaces
+# kernels, once they have run: on a CPU their code, and oneDNN's workspaces; on a GPU cuBLAS's workspaces (an H200)
+LIBRARIES = {"cpu": 40 << 20, "mps": 0, "cuda": 64 << 20}
 COMPILER = 72 << 20  # torch._dynamo, which torch.utils.checkpoint imports at its first call
 # glibc keeps freed memory (device.keep_freed_memory), and holes between live blocks do not fit the next ones. They come
 # to about this share of what an iteration allocates without recompute: measured, not derived. Nine runs (the baby GPT,
@@ -139,10 +138,11 @@ def memory(config, parameters, setup):
     if setup.sharding == "fsdp":  # whole for a time: the embeddings, the block in use, and the next
         found["weights gathered"] = 4 * (V + config.block_size) * C + 2 * 4 * 12 * C * C
     found |= max(_moments(config, parameters, setup, shares), key=_total)
+    found["libraries"] = LIBRARIES[setup.device_type]
     if setup.device_type == "cpu":
         plain = dataclasses.replace(setup, recompute=False)
         found["holes in the heap"] = HEAP_HOLES * max(map(_total, _moments(config, parameters, plain, shares)))
-        found["libraries"] = LIBRARIES + (COMPILER if setup.recompute else 0)
+        found["libraries"] += COMPILER if setup.recompute else 0
     return {kind: int(size) for kind, size in found.items()}
 
 
@@ -167,12 +167,13 @@ def _moments(config, parameters, setup, shares):
     if setup.dropout > 0:
         kept += (4 if setup.device_type == "cpu" else 1) * C * N
     if V >= LARGE_VOCABULARY:  # cross_entropy.ChunkedCrossEntropy: dx, the logits of a chunk, and the weight's gradient
-        chunks, product = math.ceil(N / LOSS_ROWS), e * V * C
+        rows, product, gradient = min(N, LOSS_ROWS), e * V * C, 4 * V * C
         cast = product if e == 2 else 0
-        sums = 0 if chunks == 1 else 4 * V * C + (4 * V * C if e == 2 else 0)
-        logits = e * min(N, LOSS_ROWS) * V
-        forward = 4 * C * N + logits + max(cast if chunks == 1 else cast + product + sums, product + sums)
-        backward = 8 * C * N + (product if chunks == 1 else 4 * V * C) + 4 * V * C
+        so_far = gradient if N > rows else 0  # of earlier chunks
+        in_product = product + (cast + so_far * (2 if e == 2 else 1) if so_far else 0)
+        in_softmax = cast + so_far + 8 * rows * V if setup.device_type != "cpu" else 0  # its input and output
+        forward = 4 * C * N + e * rows * V + max(in_product, in_softmax)
+        backward = 8 * C * N + (so_far or product) + gradient
     else:  # the head's input, and in float32 the logits and their log-softmax; then the gradients
         stays = e * C * N + 4 * V * N + (e * V * C if e == 2 else 0)
         forward = stays + e * V * N + (4 * V * N if e == 2 else 0)
@@ -218,9 +219,10 @@ def iteration_seconds(model, tokens, peak_flops, mfu, recompute):
     return tokens * flops / (peak_flops * mfu)
 
 
-def run_seconds(iteration, max_iters, eval_interval, eval_iters, micro_steps):
-    """Seconds of a whole run, from those of an iteration of `micro_steps` batches: a forward pass takes a third of it.
+def run_seconds(iteration, first, max_iters, eval_interval, eval_iters, micro_steps):
+    """Seconds of a run from iteration `first` to its end, from those of an iteration of `micro_steps` batches: a
+    forward pass takes a third of it.
 
     An evaluation has eval_iters batches of each of two splits, which the processes share: eval_iters is a process's."""
-    evaluations = max_iters // eval_interval + 1
-    return (max_iters + 1) * iteration + evaluations * 2 * eval_iters * iteration / micro_steps / 3
+    evaluations = max_iters // eval_interval - (first - 1) // eval_interval
+    return (max_iters + 1 - first) * iteration + evaluations * 2 * eval_iters * iteration / micro_steps / 3
