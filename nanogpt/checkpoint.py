@@ -72,10 +72,9 @@ def _read(path, mmap=False):
 
 def _problem(checkpoint):
     """What is wrong with what torch.load has read, in a few words; None where it has the form of a checkpoint."""
-    for key, kind in KEYS.items():
-        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
-            return f"no {key} in it"
-    for key, kind in OPTIONAL_KEYS.items():
+    if not isinstance(checkpoint, dict) or not KEYS.keys() <= checkpoint.keys():
+        return f"it lacks {', '.join(KEYS)}"
+    for key, kind in (KEYS | OPTIONAL_KEYS).items():
         if key in checkpoint and not isinstance(checkpoint[key], kind):
             return f"its {key} is not one"
     parts = [(checkpoint["machine"], ("device_type", "dtype", "compile"))] if "machine" in checkpoint else []
@@ -92,8 +91,6 @@ def load(path):
     """The checkpoint in `path`, its bytes verified; UserError where it is missing, damaged or not one.
 
     torch.load does not verify the file's checksums, so a flipped bit would pass as a weight."""
-    if not os.path.exists(path):
-        raise UserError(f"there is no checkpoint {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -108,52 +105,50 @@ def load(path):
 
 def load_run(out_dir):
     """(checkpoint, path, remarks): the newest of RESUMED that is whole; UserError where none is."""
-
-    def iteration(path):
-        try:
-            return _read(path, mmap=True)["iter_num"]  # reads the index, not the weights
-        except UserError:
-            return math.inf  # tried first, so that what is wrong with it is said
-
-    paths = [path for path in (os.path.join(out_dir, name) for name in RESUMED) if os.path.exists(path)]
-    if not paths:
-        raise UserError(f"there is no checkpoint in {out_dir} (neither last.pt nor ckpt.pt)")
-    return _first_whole(sorted(paths, key=iteration, reverse=True), "going on from")
+    # one that is not readable comes first, so that what is wrong with it is said
+    paths = sorted(_saved_in(out_dir), key=lambda path: _index(path).get("iter_num", math.inf), reverse=True)
+    return _first_whole(out_dir, paths, "going on from")
 
 
 def load_model_file(out_dir):
     """(checkpoint, path, remarks) to sample from: ckpt.pt, or last.pt where there is no whole ckpt.pt."""
-    if not os.path.isdir(out_dir):
-        raise UserError(f"there is no folder {out_dir}: train first, or give another --out_dir")
-    best, last = (os.path.join(out_dir, name) for name in ("ckpt.pt", "last.pt"))
-    return _first_whole([best, last] if os.path.exists(last) else [best], "using")
+    return _first_whole(out_dir, reversed(_saved_in(out_dir)), "using")
 
 
-def _first_whole(paths, doing):
-    """(checkpoint, path, remarks on files before it that are not whole) of the first of `paths` that is."""
+def _first_whole(out_dir, paths, doing):
+    """(checkpoint, path, remarks on those before it) of the first of `paths`, in out_dir, that is whole."""
     problems = []
     for path in paths:
         try:
             return load(path), path, [f"{problem}; {doing} {path}" for problem in problems]
         except UserError as error:
             problems.append(str(error))
-    raise UserError("; ".join(problems))
+    none = f"there is no checkpoint in {out_dir} (neither last.pt nor ckpt.pt): train first, or give another --out_dir"
+    raise UserError("; ".join(problems) or none)
+
+
+def _saved_in(out_dir):
+    """The paths of RESUMED that exist in out_dir."""
+    return [path for path in (os.path.join(out_dir, name) for name in RESUMED) if os.path.exists(path)]
+
+
+def _index(path):
+    """The checkpoint at `path` with its tensors left on disk; an empty dict where it cannot be read."""
+    try:
+        return _read(path, mmap=True)
+    except UserError:
+        return {}
 
 
 def has_run(out_dir):
     """Whether out_dir holds a run that can be resumed."""
-    return any(os.path.exists(os.path.join(out_dir, name)) for name in RESUMED)
+    return bool(_saved_in(out_dir))
 
 
 def peek(out_dir):
     """The newest readable checkpoint in out_dir with its tensors left on disk; an empty dict where there is none."""
-    found = []
-    for name in RESUMED:
-        try:
-            found.append(_read(os.path.join(out_dir, name), mmap=True))
-        except UserError:
-            continue
-    return max(found, key=lambda checkpoint: checkpoint["iter_num"], default={})
+    found = map(_index, _saved_in(out_dir))
+    return max(found, key=lambda checkpoint: checkpoint.get("iter_num", -1), default={})
 
 
 def newest(out_dir):

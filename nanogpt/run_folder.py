@@ -2,7 +2,7 @@
 
 import glob
 import os
-import time
+from datetime import datetime
 
 import torch
 
@@ -14,7 +14,7 @@ from nanogpt.files import lock
 RUN_FILES = ("ckpt.pt", "last.pt", "good.pt", "log.csv", "tensorboard")
 # where a run computes and what it is for: a resume takes these from its own command
 NOT_RESUMED = {
-    "device", "backend", "sharding", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only", "plan",
+    "device", "backend", "sharding", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only",
 }  # fmt: skip
 
 
@@ -47,11 +47,9 @@ class RunFolder:
         may_have_own = self.writes and (restarted or self.run_id != "none")
         if largest(int(may_have_own and checkpoint.peek(self.out_dir).get("run_id") == self.run_id)):
             return "resume"
-        has_any = largest(int(self.processes.rank == 0 and checkpoint.has_run(self.out_dir)))
-        if init_from == "auto" and has_any:
-            return "resume"
         if init_from == "auto":
-            return "scratch"
+            has_any = largest(int(self.processes.rank == 0 and checkpoint.has_run(self.out_dir)))
+            return "resume" if has_any else "scratch"
         if not (init_from in ("scratch", "resume") or init_from.startswith("gpt2") or os.path.isdir(init_from)):
             raise UserError(f"--init_from={init_from}: takes scratch, resume, auto, a gpt2 name or a model's folder")
         return init_from
@@ -152,9 +150,9 @@ class RunFolder:
 
 def sweep(out_dir):
     """Removes what interrupted saves have left in `out_dir`, which must be locked."""
-    for name in RUN_FILES:
-        for leftover in glob.glob(os.path.join(glob.escape(out_dir), f"{name}*.tmp")):
-            os.remove(leftover)
+    for name in glob.glob("*.tmp", root_dir=out_dir):
+        if name.startswith(RUN_FILES):
+            os.remove(os.path.join(out_dir, name))
 
 
 def move_aside(out_dir):
@@ -162,12 +160,8 @@ def move_aside(out_dir):
     there = [name for name in RUN_FILES if os.path.exists(os.path.join(out_dir, name))]
     if not there:
         return None
-    folder = dated = os.path.join(out_dir, time.strftime("%Y-%m-%d_%H-%M-%S"))
-    for k in range(2, 100):
-        if not os.path.exists(folder):
-            break
-        folder = f"{dated}_{k}"
-    os.makedirs(folder)
+    folder = os.path.join(out_dir, f"{datetime.now():%Y-%m-%d_%H-%M-%S.%f}")
+    os.mkdir(folder)
     for name in there:
         os.replace(os.path.join(out_dir, name), os.path.join(folder, name))
     return folder

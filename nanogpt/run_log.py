@@ -64,16 +64,13 @@ def check_loggers(folder, tensorboard_log, wandb_log):
         require("--tensorboard_log=True", "tensorboard")
 
 
-# `train` and `eval`. Logs of older versions may have others, which stay: where such a run went back to an earlier
-# iteration, a row `back`, and before it the rows that this has undone
-KINDS = r"(undone )?(train|eval)|back \(seed [0-9]+\)"
-
-
 def read_log(path):
     """The complete rows of a log.csv as dicts of texts; None if the file has no header of ours: it is something else.
 
-    None of them where the file does not exist, or is empty. A spreadsheet may have put a byte order mark, quotes, or
-    blanks after commas into it. Each line is read by itself, so that a quote which is cut swallows no later row."""
+    Their kinds are train and eval. Logs of older versions may have others, which stay: where such a run went back to an
+    earlier iteration, a row `back`, and before it the rows that this has undone. There are no rows where the file does
+    not exist, or is empty. A spreadsheet may have put a byte order mark, quotes, or blanks after commas into it. Each
+    line is read by itself, so that a quote which is cut swallows no later row."""
     rows, names = [], None
     if os.path.exists(path):
         with open(path, encoding="utf-8-sig", errors="replace") as f:
@@ -84,9 +81,9 @@ def read_log(path):
                     continue
                 names = names or cells
                 row = dict(zip(names, cells, strict=False))
-                known = re.fullmatch("[0-9]{1,18}", row.get("iter", "")) and re.fullmatch(KINDS, row.get("kind", ""))
+                numbered = re.fullmatch("[0-9]{1,18}", row.get("iter", ""))
                 # a row that a full disk, a power cut or a write under way has cut short lacks its end
-                if known and len(cells) == len(names) and line.endswith("\n"):
+                if numbered and len(cells) == len(names) and line.endswith("\n"):
                     rows.append(row)
     return rows if names is None or {"iter", "kind"} <= {*names} else None
 

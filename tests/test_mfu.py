@@ -204,7 +204,7 @@ def test_a_peak_takes_half_a_second_and_slow_devices_skip_large_products(monkeyp
     fake = FakeTime(step)
     monkeypatch.setattr(mfu, "time", fake)
     assert measure_peak("cpu", "float32") == pytest.approx(2 * largest**3 / step)
-    assert 0.5 <= fake.now <= 0.5 + 11 * step
+    assert 0.5 <= fake.now <= 0.9
 
 
 def test_the_measured_peak_is_what_the_fastest_product_reaches():

@@ -6,7 +6,6 @@ import pickle
 import re
 import shutil
 import signal
-import time
 
 import pytest
 import torch
@@ -59,13 +58,12 @@ def test_a_run_from_scratch_moves_another_runs_files_aside_and_says_so(train, sm
     (said,) = [line for line in result.lines if "moved to" in line]
     folder = small_run / said.rpartition("/")[2]
     assert said == f"an earlier run's files were in {small_run}: moved to {folder}"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", folder.name)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.\d{6}", folder.name)
     assert content(folder) == {name: before[name] for name in ("last.pt", "ckpt.pt", "good.pt", "log.csv")}
     assert torch.load(small_run / "last.pt")["iter_num"] == 5 and (small_run / "notes.txt").exists()
 
 
-def test_runs_moved_aside_within_one_second_do_not_meet(tmp_path, monkeypatch):
-    monkeypatch.setattr(time, "strftime", lambda *_: "2026-01-01_00-00-00")
+def test_runs_moved_aside_within_one_second_do_not_meet(tmp_path):
     kept = []
     for k in range(5):
         (tmp_path / "last.pt").write_text(str(k))

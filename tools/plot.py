@@ -31,14 +31,12 @@ configure(globals(), positional=out_dirs.append)
 if not out_dirs:
     raise UserError(f"give the folder of a run, or of several: {command('tools/plot.py')} OUT_DIR ...")
 require("tools/plot.py", "matplotlib.figure")
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 POINTS = 400  # of a longer curve, this many means of consecutive points are drawn
-# Okabe and Ito's colours, which colour-blind people can tell apart, in an order whose greys differ; a marker for each
+# Okabe and Ito's colours, which colour-blind people can tell apart, in an order whose greys differ
 COLOURS = ("#000000", "#d55e00", "#56b4e9", "#0072b2", "#e69f00", "#009e73", "#cc79a7")
-MARKERS = "osD^vPX<"
 NO_MATTER = (  # settings that do not change a curve
     "out_dir init_from eval_only save_interval always_save_checkpoint log_interval tensorboard_log wandb_log "
     "wandb_project wandb_run_name backend peak_flops"
@@ -48,15 +46,13 @@ NO_MATTER = (  # settings that do not change a curve
 def curves(out_dir):
     """{kind: {column: array}} of out_dir/log.csv, the kinds being train and eval; UserError where there is none."""
     path = os.path.join(out_dir, "log.csv")
-    if not os.path.exists(path):
-        raise UserError(f"there is no log.csv in {out_dir}, such as train.py writes there")
     try:
-        rows = read_log(path) or []
-        log = {kind: table([row for row in rows if row["kind"] == kind]) for kind in ("train", "eval")}
+        rows = read_log(path)
+        log = {kind: table([row for row in rows or [] if row["kind"] == kind]) for kind in ("train", "eval")}
     except ValueError:
-        raise UserError(f"{path} is not a log of train.py") from None
+        rows = None
     if not rows:
-        raise UserError(f"{path} has no rows yet, or is not a log of train.py")
+        raise UserError(f"there is no log.csv in {out_dir}, or it has no rows yet, or it is not a log of train.py")
     if bpb:
         in_bits_per_byte(log, path)
     return log
@@ -104,30 +100,27 @@ checkpoints = [ckpt.peek(out_dir) for out_dir in out_dirs]
 tokens = [Tokens.kept_in(each, out_dir) for each, out_dir in zip(checkpoints, out_dirs, strict=True) if each]
 if not bpb and any(one.same_as(other) is False for one, other in combinations(tokens, 2)):
     print("these runs have different tokens, so their losses do not compare: --bpb=True draws bits per byte")
-matplotlib.rcParams.update({"axes.grid": True, "grid.color": "0.92"})
 figure = Figure(figsize=(9, 8 if norm else 6), layout="constrained")
 axes, *beneath = figure.subplots(1 + norm, sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + norm]).flat
-axes.set(ylabel="loss (bits per byte)" if bpb else "loss (nats a token)")
+axes.set_ylabel("loss (bits per byte)" if bpb else "loss (nats a token)")
+axes.grid(color="0.92")
 for norm_axes in beneath:
     norm_axes.set(ylabel="gradient norm", yscale="log")
+    norm_axes.grid(color="0.92")
 (beneath or [axes])[0].set_xlabel("iteration")
 lr_axes = axes.twinx()
 lr_axes.set_ylabel("learning rate", color="0.5")
 lr_axes.tick_params(colors="0.5")
-lr_axes.grid(False)
-axes.set_zorder(lr_axes.get_zorder() + 1)  # the losses over the learning rate
-axes.patch.set_visible(False)
+axes.set(zorder=1, frame_on=False)  # the losses over the learning rate
 
 entries, texts = [], []
 for i, (log, label) in enumerate(zip(logs, labels(out_dirs, checkpoints), strict=True)):
     train, evals = log["train"], log["eval"]
     colour = COLOURS[i % len(COLOURS)]
-    style = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
-    style["markevery"] = max(1, len(evals["iter"]) // 16)
     lr_axes.plot(*thin(train["iter"], train["lr"]), ":", color="0.75")
     axes.plot(*thin(train["iter"], train["train_loss"]), color=colour, linewidth=0.8, alpha=0.3)
-    axes.plot(evals["iter"], evals["train_loss"], "--", linewidth=1.2, markerfacecolor="white", **style)
-    entries += axes.plot(evals["iter"], evals["val_loss"], linewidth=1.8, **style)
+    axes.plot(evals["iter"], evals["train_loss"], "--", color=colour, linewidth=1.2)
+    entries += axes.plot(evals["iter"], evals["val_loss"], color=colour, linewidth=1.8)
     if np.isfinite(evals["val_loss"]).any():
         best = np.nanargmin(evals["val_loss"])
         at, loss = evals["iter"][best], evals["val_loss"][best]
