@@ -165,15 +165,17 @@ def test_two_processes_and_a_resume_on_one_take_the_windows_of_one_process(run, 
 
 
 @pytest.mark.slow
-def test_a_resume_with_another_seed_or_batch_size_continues_the_pass(run, tmp_path):
+def test_a_resume_with_another_batch_size_continues_the_pass_and_another_seed_takes_other_windows(run, tmp_path):
     run("train.py", *flags(RUN, out_dir=tmp_path / "one"))
-    run("train.py", *flags(RUN, out_dir=tmp_path / "out", max_iters=19))
-    more = dict(init_from="resume", device="cpu", max_iters=44)
-    # 1 x 16 windows an iteration, where the run had 2 x 8
-    result = run("train.py", *flags(out_dir=tmp_path / "out", seed=5, batch_size=16, gradient_accumulation_steps=1, **more))
-    assert "another --seed changes nothing in a resumed run" in result.lines
-    assert gradient_norms(tmp_path / "out") == pytest.approx(gradient_norms(tmp_path / "one"), rel=1e-3)
-    assert torch.load(tmp_path / "out" / "last.pt")["config"]["seed"] == 1337
+    norms = gradient_norms(tmp_path / "one")
+    for name, seed in (("same", 1337), ("other", 5)):
+        run("train.py", *flags(RUN, out_dir=tmp_path / name, max_iters=19))
+        more = dict(init_from="resume", device="cpu", max_iters=44, seed=seed)
+        # 1 x 16 windows an iteration, where the run had 2 x 8
+        result = run("train.py", *flags(out_dir=tmp_path / name, batch_size=16, gradient_accumulation_steps=1, **more))
+        found = gradient_norms(tmp_path / name)
+        assert (found == pytest.approx(norms, rel=1e-3)) == (name == "same")
+        assert ("seed is now 5 (the run had 1337)" in result.lines) == (name == "other")
 
 
 def test_an_order_that_there_is_not_is_one_line(run, tmp_path):
