@@ -199,8 +199,9 @@ def reshard(optimizer, state):
         p, result[i] = parameters[i], dict(values)
         if values.keys() != names:
             raise ValueError(f"parameter {i} has {', '.join(map(str, values))}")
-        for name in names - {"step"}:
-            value = values[name]
+        for name, value in values.items():  # in the same order on all ranks, since like() is collective
+            if name == "step":
+                continue
             value = value[: len(p)].clone() if len(value) > len(p) else value
             if value.shape != p.shape:
                 raise ValueError(f"{name} of parameter {i} is {tuple(value.shape)}, not {tuple(p.shape)}")
