@@ -39,8 +39,8 @@ def coerce(name, value, default, where):
         raise UserError(f"{where[:80]}: {name} takes {KINDS[wanted]} of fewer digits")
     value = float(value) if wanted is float and type(value) is int else value
     if type(value) is not wanted:
-        kind = type(value).__name__  # not the value itself, which may be of any size
-        raise UserError(f"{where}: {name} takes {KINDS[wanted]}, such as {default!r}, not one of type {kind}")
+        kind = KINDS.get(type(value), type(value).__name__)  # not the value itself, which may be of any size
+        raise UserError(f"{where}: {name} takes {KINDS[wanted]}, such as {default!r}, not {kind}")
     if wanted is float and not math.isfinite(value):
         raise UserError(f"{where}: {name} takes a finite number, not {value!r}")
     return value

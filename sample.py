@@ -18,7 +18,7 @@ from data.streaming import stream_text
 from model import GPT
 from nanogpt import device as devices
 from nanogpt.cpu_kernels import pack_linear_layers
-from nanogpt.decoding import make_step, on_host
+from nanogpt.decoding import cast_once, make_step, on_host
 from nanogpt.errors import UserError, advise_on_memory
 from nanogpt.text_file import read_text, stdin_lines
 
@@ -70,10 +70,7 @@ elif "start" not in settings.given and not interactive:
 for remark in remarks:
     print(remark, file=sys.stderr)
 
-for module in model.modules():  # cast once, here, and not by autocast for every token; norms stay float32
-    kind = torch.float32 if isinstance(module, torch.nn.LayerNorm) else getattr(torch, dtype)
-    for parameter in module.parameters(recurse=False):
-        parameter.data = parameter.data.to(device, kind)
+cast_once(model, device, getattr(torch, dtype))
 if compile:
     model.forward = torch.compile(model.forward, dynamic=True)
 elif devices.packs_weights(device, dtype):

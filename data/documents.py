@@ -14,9 +14,9 @@ from data.bins import bin_name, dtype_of
 from data.folder import locked, publish
 from data.pieces import pieces_for
 from data.text import (
-    CHANGED, check_missing, comes_back, encode_piece, end_of_text, files_below, in_threads, pick_codec, print_counts,
-    say_end,
+    CHANGED, check_missing, comes_back, encode_piece, end_of_text, in_threads, pick_codec, print_counts, say_end,
 )  # fmt: skip
+from data.text_files import files_below
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, writing
 from nanogpt.files import flush, whole_file

@@ -1,8 +1,6 @@
 """From a text to a dataset: what the prepare scripts have in common."""
 
-import codecs
 import os
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -10,23 +8,18 @@ from itertools import islice
 import numpy as np
 
 from data.bins import SPLITS
+from data.codecs import BPECodec, CharCodec, shown
 from data.folder import write_dataset
 from data.pieces import bpe_pieces, pieces_for
+from data.text_files import text_chunks
 from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, parse, train_tokenizer
-from data.codecs import BPECodec, CharCodec, shown
 from nanogpt.device import usable_cores
 from nanogpt.errors import ROOT, UserError, command
 from nanogpt.meter import Meter
-from nanogpt.text_file import decoded
 
 DATA = os.path.join(ROOT, "data")
-READ = 1 << 17  # characters read at a time
 TRAIN_BYTES = 100_000_000  # of text that a tokenizer is trained on, at most
 CHANGED = "the tokens do not give this very text back: the tokenizer's normalizer or decoder changes it"
-
-# ----------------------------------------------------------------------------------------------
-# reading
-
 
 def metered(texts, what, total):
     """Yields `texts` and shows on stderr how many of the `total` characters have gone by."""
@@ -35,80 +28,6 @@ def metered(texts, what, total):
         yield text
         done += len(text)
         meter.show(done)
-
-
-def text_files(paths):
-    """`paths`, each folder among them replaced by every .txt below it, in order of name. UserError if it has none."""
-    found = []
-    for path in paths:
-        texts = files_below(path, ".txt") if os.path.isdir(path) else [path]
-        if not texts:
-            raise UserError(f"{path}: there is no .txt file in this folder")
-        found += texts
-    return found
-
-
-def files_below(folder, *endings):
-    """The files below `folder` whose names have one of the `endings`, in order of their paths. Links are followed.
-
-    Hidden names and empty files are left out, and each file or folder is taken once, by whatever links it is found.
-    Prints a line on what is left out."""
-    found, left_out, seen = [], [], {os.path.realpath(folder)}
-
-    def visit(place):
-        for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
-            if not entry.is_dir() and not entry.name.lower().endswith(endings):
-                continue
-            real = os.path.realpath(entry)
-            if entry.name.startswith(".") or real in seen or _is_empty(real):
-                left_out.append(os.path.relpath(entry, folder))
-                continue
-            seen.add(real)
-            if entry.is_dir():
-                visit(entry.path)
-            else:
-                found.append(entry.path)
-
-    visit(folder)
-    if left_out:
-        print(f"{folder}: left out as hidden, empty or there twice: {len(left_out):,}, the first is {left_out[0]}")
-    return sorted(found)
-
-
-def _is_empty(path):
-    """Whether `path` is a file without any text."""
-    if not os.path.isfile(path):
-        return False
-    with open(path, "rb") as f:
-        return f.read(4) in (b"", codecs.BOM_UTF8)
-
-
-def text_chunks(paths, start=0, stop=sys.maxsize):
-    """The characters [start, stop) of the UTF-8 files `paths`, one after the other, in small texts.
-
-    They are read as nanogpt/text_file.py says. Raises UserError for a file that is missing, empty or not UTF-8.
-    """
-    position = 0
-    for path in paths:
-        if not os.path.isfile(path):
-            is_other = os.path.exists(path)
-            raise UserError(f"{path}: {'it is a folder, a pipe or a device' if is_other else 'there is no such file'}")
-        with open(path, "rb") as f:
-            has_text = False
-            for text in decoded(f, path, READ):
-                has_text = True
-                wanted = text[max(0, start - position) : max(0, stop - position)]
-                position += len(text)
-                if wanted:
-                    yield wanted
-                if position >= stop:
-                    return
-        if not has_text:
-            raise UserError(f"{path}: the file is empty")
-
-
-# ----------------------------------------------------------------------------------------------
-# writing
 
 
 def data_folder(name):

@@ -191,6 +191,14 @@ def capture(function, device, pool):
     return graph, outputs
 
 
+def cast_once(model, device, dtype):
+    """Casts the weights of `model` to what autocast would cast them to for every token; norms stay float32."""
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            norm = isinstance(module, torch.nn.LayerNorm)
+            parameter.data = parameter.data.to(device, torch.float32 if norm else dtype)
+
+
 def make_step(model, batch, **how):
     """A step for `batch` texts of `model`; `how` as in Step. A graph is for CUDA, but not for compiled code or fsdp."""
     plain = "forward" not in vars(model) and not hasattr(model, "unshard")

@@ -107,8 +107,11 @@ def pick_compile(compile, device):
         found["GPU of compute capability 7.0"] = torch.cuda.get_device_capability(device) >= (7, 0)
     found["Python.h"] = os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
     missing = next((name for name, there in found.items() if not there), None)
+    from torch._functorch import config  # private, and only where the model is compiled
+
     # a large vocabulary's loss is an autograd.Function: torch caches code with one only where it is told to
-    os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD", "1")
+    if hasattr(config, "autograd_cache_allow_custom_autograd_functions"):
+        config.autograd_cache_allow_custom_autograd_functions = True
     return missing is None, missing and f"no {missing} is found, so the model runs without torch.compile"
 
 

@@ -62,7 +62,7 @@ def _files(name_or_path):
 def _read_config(path):
     """The arguments for GPTConfig in a config.json; UserError where it describes a model that GPT does not compute."""
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8-sig") as f:
             found = json.load(f)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'it is no JSON'}") from None

@@ -209,6 +209,14 @@ def test_a_dataset_json_that_is_not_one_is_one_line(prepared, change):
         checked()
 
 
+def test_json_files_that_an_editor_has_saved_with_a_mark_and_other_line_ends_are_the_same(prepared, own):
+    write_dataset(str(prepared), pairs([1, 2] * 9), pairs([0, 1] * 9), 260, tokenizer=own)
+    for name in ("dataset.json", "tokenizer.json"):
+        content = (prepared / name).read_bytes()
+        (prepared / name).write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    assert checked(vocab_size=260)[0].tokens.tokenizer == own
+
+
 @pytest.mark.parametrize("size", [299, 301])
 def test_a_dataset_json_that_counts_other_ids_than_its_tokenizer_has_is_one_line(prepared, own, size):
     write_dataset(str(prepared), pairs([1, 2] * 9), pairs([0, 1] * 9), 260, tokenizer=own)

@@ -150,6 +150,12 @@ def test_a_config_of_another_model_is_refused(fault, tmp_path):
     assert str(folder) in message or next(iter(fault)) in message
 
 
+def test_a_byte_order_mark_before_a_config_is_read_over(tmp_path):
+    config = folder_of(tmp_path) / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert GPT.from_pretrained(str(config.parent)).config.n_layer == 2
+
+
 @pytest.mark.parametrize("fault", WEIGHT_FAULTS)
 def test_weights_of_another_model_are_refused(fault, tmp_path):
     folder = folder_of(tmp_path)

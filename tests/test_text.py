@@ -12,7 +12,7 @@ import pytest
 from prepare_scripts import PROXIES, UNICODE, files_in, write_text
 
 from data import text as data_text
-from data.text import text_chunks, text_files
+from data.text_files import text_chunks, text_files
 from data.tiny_shakespeare import download
 from data.meta import read_meta
 from nanogpt.errors import UserError
@@ -20,13 +20,13 @@ from nanogpt.text_file import decoded, read_text
 
 @pytest.mark.parametrize("read", [1, 2, 3, 7, 1000])
 def test_a_text_is_read_by_position_whatever_the_reads_cut(tmp_path, monkeypatch, read):
-    monkeypatch.setattr(data_text, "READ", read)
+    monkeypatch.setattr("data.text_files.READ", read)
     paths = [str(write_text(tmp_path / name, UNICODE * 3)) for name in ("one", "two")]
     text = (UNICODE * 6).replace("\r\n", "\n")
-    assert "".join(data_text.text_chunks(paths)) == text
+    assert "".join(text_chunks(paths)) == text
     for cut in (1, len(text) // 2, len(text) - 1):
-        assert "".join(data_text.text_chunks(paths, 0, cut)) == text[:cut]
-        assert "".join(data_text.text_chunks(paths, cut, len(text))) == text[cut:]
+        assert "".join(text_chunks(paths, 0, cut)) == text[:cut]
+        assert "".join(text_chunks(paths, cut, len(text))) == text[cut:]
 
 
 @pytest.mark.parametrize("argument", ["--name=../elsewhere", "--name=", "--name=a/b", "--name=.hidden", "--name=text.py"])
@@ -48,12 +48,12 @@ def test_a_name_outside_data_is_refused(argument):
 )
 @pytest.mark.parametrize("read", [3, 1 << 17])
 def test_a_file_that_is_no_text_is_named_with_the_byte(tmp_path, monkeypatch, content, reason, read):
-    monkeypatch.setattr(data_text, "READ", read)
+    monkeypatch.setattr("data.text_files.READ", read)
     path = tmp_path / "input.txt"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=reason) as error:
-        list(data_text.text_chunks([str(path)]))
+        list(text_chunks([str(path)]))
     assert str(path) in str(error.value)
 
 
@@ -61,7 +61,7 @@ def test_a_folder_or_a_pipe_is_no_text_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(UserError, match="a folder, a pipe or a device"):
-            list(data_text.text_chunks([str(path)]))
+            list(text_chunks([str(path)]))
 
 
 def test_a_text_too_short_to_split_is_refused(tmp_path):
@@ -153,7 +153,7 @@ def write(path, content):
     (BOM + BOM + b"a", "\ufeffa"), (ODD.encode(), ODD), (BOM + ODD.encode() * 3, ODD * 3),
 ])  # fmt: skip
 def test_line_ends_become_line_feeds_and_a_bom_goes_wherever_a_read_cuts(tmp_path, monkeypatch, read, content, text):
-    monkeypatch.setattr(data_text, "READ", read)
+    monkeypatch.setattr("data.text_files.READ", read)
     path = write(tmp_path / "a.txt", content)
     assert "".join(text_chunks([path])) == text
     assert read_text(path) == text
@@ -169,7 +169,7 @@ def test_it_is_what_open_reads(tmp_path):
 
 @pytest.mark.parametrize("read", [1, 3, 1 << 17])
 def test_the_bom_of_each_of_several_files_goes_and_a_line_end_is_not_joined_over_them(tmp_path, monkeypatch, read):
-    monkeypatch.setattr(data_text, "READ", read)
+    monkeypatch.setattr("data.text_files.READ", read)
     contents = [b"one\r", BOM + b"\ntwo\r\n", BOM + b"three"]
     paths = [write(tmp_path / f"{i}.txt", content) for i, content in enumerate(contents)]
     text = "one\n\ntwo\nthree"
@@ -208,7 +208,7 @@ def test_a_text_with_a_few_nuls_is_not_taken_for_utf16(tmp_path, text):
                                              ("aé".encode() * 5 + b"\xc3", "byte 15: unexpected end")])  # fmt: skip
 @pytest.mark.parametrize("read", [1, 3, 1 << 17])
 def test_the_byte_that_is_no_utf8_is_named(tmp_path, monkeypatch, content, reason, read):
-    monkeypatch.setattr(data_text, "READ", read)
+    monkeypatch.setattr("data.text_files.READ", read)
     path = write(tmp_path / "a.txt", content)
     with pytest.raises(UserError, match=reason) as error:
         list(text_chunks([path]))

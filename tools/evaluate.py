@@ -22,7 +22,8 @@ from data.dataset import Dataset
 from data.folder import bytes_per_token
 from data.pieces import pieces_for
 from data.pretrained import Pretrained
-from data.text import check_missing, encode_piece, text_chunks
+from data.text import check_missing, encode_piece
+from data.text_files import text_chunks
 from model import GPT
 from nanogpt import device as devices
 from nanogpt.distributed import Processes

@@ -193,15 +193,17 @@ def decoding_rates(device, sizes=None, tokens=200):
     from model import GPT, GPTConfig
 
     torch.manual_seed(0)
-    model, rates, how = GPT(GPTConfig(**sizes or {})).to(device, torch.bfloat16).eval(), [], {}
-    if hasattr(model, "stream"):  # ours
-        from nanogpt.decoding import make_step
+    model, rates, how = GPT(GPTConfig(**sizes or {})).to(device).eval(), [], {}
+    if hasattr(model, "stream"):  # ours, prepared as in sample.py
+        from nanogpt.decoding import cast_once, make_step
 
+        cast_once(model, device, torch.bfloat16)
         how["step"] = make_step(model, 1, top_k=200)
-    for _ in range(2):
-        start = time.perf_counter()
-        model.generate(torch.zeros(1, 1, dtype=torch.long, device=device), tokens, top_k=200, **how).tolist()
-        rates.append(tokens / (time.perf_counter() - start))
+    with torch.autocast(device.partition(":")[0], torch.bfloat16):
+        for _ in range(2):
+            start = time.perf_counter()
+            model.generate(torch.zeros(1, 1, dtype=torch.long, device=device), tokens, top_k=200, **how).tolist()
+            rates.append(tokens / (time.perf_counter() - start))
     return rates
 
 

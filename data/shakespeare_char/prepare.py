@@ -11,7 +11,8 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from configurator import configure
-from data.text import data_folder, prepare_chars, print_next, text_chunks
+from data.text import data_folder, prepare_chars, print_next
+from data.text_files import text_chunks
 from data.tiny_shakespeare import shakespeare
 
 configure(globals())

@@ -13,7 +13,8 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from configurator import configure
-from data.text import data_folder, prepare_bpe, print_next, text_files
+from data.text import data_folder, prepare_bpe, print_next
+from data.text_files import text_files
 from nanogpt.errors import UserError, command
 
 name = "text_bpe"  # the dataset's name: the folder under data/ that it is written to

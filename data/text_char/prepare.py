@@ -17,7 +17,8 @@ from pathlib import Path
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from configurator import configure
-from data.text import data_folder, prepare_chars, print_next, text_chunks, text_files
+from data.text import data_folder, prepare_chars, print_next
+from data.text_files import text_chunks, text_files
 from nanogpt.errors import UserError, advise_on_memory
 
 name = "text_char"  # the dataset's name: the folder under data/ that it is written to
