@@ -26,14 +26,15 @@ def pick_device(device):
     """The torch device named `device`; 'auto' is cuda, else mps, else cpu. UserError where it does not exist."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, index = str(device).partition(":")
     counts = {
         "cpu": 1,
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
     }
-    if kind not in counts or not re.fullmatch("[a-z]+(:(0|[1-9][0-9]{0,3}))?", device):
+    found = re.fullmatch("(cpu|cuda|mps)(?::(0|[1-9][0-9]{0,3}))?", str(device))
+    if not found:
         raise UserError(f"--device={device}: takes auto, cpu, cuda, cuda:N or mps")
+    kind, index = found.groups()
     if int(index or 0) >= counts[kind]:
         here = ", ".join(f"{n} {k}" for k, n in counts.items() if n)
         raise UserError(f"--device={device}: there is no such device on this machine ({here})")

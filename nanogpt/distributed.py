@@ -14,7 +14,6 @@ import torch.distributed as dist
 from nanogpt import errors
 from nanogpt.errors import UserError
 
-
 # the last three are what batch systems send before the end; Windows has the first two alone
 STOP_SIGNALS = [
     getattr(signal, name)
@@ -43,10 +42,8 @@ def pick_backend(backend, device, world_size=1):
 def share_evenly(gradient_accumulation_steps, world_size):
     """How many of an iteration's micro-batches each of `world_size` processes computes."""
     if gradient_accumulation_steps < 1 or gradient_accumulation_steps % world_size:
-        raise UserError(
-            f"--gradient_accumulation_steps={gradient_accumulation_steps}: must be at least 1, and a multiple of the "
-            f"number of processes, {world_size}"
-        )
+        wanted = f"at least 1, and a multiple of the number of processes, {world_size}"
+        raise UserError(f"--gradient_accumulation_steps={gradient_accumulation_steps}: must be {wanted}")
     return gradient_accumulation_steps // world_size
 
 
@@ -135,10 +132,6 @@ class Processes:
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts)
         return flag.item()
 
-    def all_agree(self, condition):
-        """Whether `condition` holds on every process."""
-        return not self.largest(int(not condition))
-
     def add_up(self, tensor):
         """Replaces `tensor` on every process by the sum over all of them."""
         if self.several:
@@ -162,9 +155,7 @@ class Processes:
     def check_sharding(self, sharding, optimizer, dtype):
         """UserError where fsdp does not work."""
         if sharding == "fsdp" and (optimizer == "muon" or dtype == "float16" or not self.several):
-            raise UserError(
-                "--sharding=fsdp works under torchrun, with --optimizer=adamw, and not with --dtype=float16"
-            )
+            raise UserError("--sharding=fsdp works under torchrun, with --optimizer=adamw, not with --dtype=float16")
 
     def shard(self, model, sharding, device_type):
         """With fsdp, splits the weights of `model` over the processes, in place."""
@@ -222,25 +213,21 @@ class Processes:
         """
         if not self.several:
             return self.exit_code
-        agreed = self._exchanged()
-        flag = torch.tensor(self.exit_code)
-        self.exchange = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts, async_op=True)
+        agreed = 0
+        if self.exchange:
+            self.exchange.wait()
+            agreed = self.agreeing.item()
+        self.agreeing = torch.tensor(self.exit_code)
+        self.exchange = dist.all_reduce(self.agreeing, dist.ReduceOp.MAX, group=self.hosts, async_op=True)
         return agreed
-
-    def _exchanged(self):
-        if not self.exchange:
-            return 0
-        flag, work = self.exchange
-        work.wait()
-        self.exchange = None
-        return flag.item()
 
     def leave(self):
         """Disconnects from the other processes. If the run was asked to stop, exits with 128 + the signal's number.
 
         Drop every reference to a DDP or FSDP model before: otherwise gloo aborts at exit."""
         if self.several:
-            self._exchanged()
+            if self.exchange:
+                self.exchange.wait()
             gc.collect()
             dist.destroy_process_group()
         if self.exit_code == 1:

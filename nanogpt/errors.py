@@ -155,9 +155,9 @@ def _flush_output():
 
 def _is_unread(stream):
     """Whether the stream leads to a pipe that nobody reads any more."""
-    poll = select.poll() if hasattr(select, "poll") else None  # Windows has none, and no BrokenPipeError
-    if not poll:
+    if not hasattr(select, "poll"):  # Windows has none, and no BrokenPipeError
         return False
+    poll = select.poll()
     poll.register(stream.fileno(), 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 

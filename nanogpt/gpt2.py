@@ -68,11 +68,11 @@ def _read_config(path):
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'it is no JSON'}") from None
     if not isinstance(found, dict) or found.get("model_type") != "gpt2":
         raise UserError(f"{path} is not of a GPT-2: its model_type is not gpt2")
-    sizes = {"block_size": "n_positions"} | {name: name for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
-    config = {ours: found.get(theirs) for ours, theirs in sizes.items()}
-    for ours, theirs in sizes.items():
-        if type(config[ours]) is not int or config[ours] < 1:
-            raise UserError(f"{path}: {theirs} must be a whole number of at least 1, not {config[ours]!r}")
+    config = {"bias": True, "activation": found.get("activation_function", "gelu_new")}
+    for name in ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd"):
+        size = config["block_size" if name == "n_positions" else name] = found.get(name)
+        if type(size) is not int or size < 1:
+            raise UserError(f"{path}: {name} must be a whole number of at least 1, not {size!r}")
     computed = {  # the first value is transformers' default, taken where the key is missing
         "activation_function": ("gelu_new", "gelu"), "n_inner": (None, 4 * config["n_embd"]),
         "layer_norm_epsilon": (1e-5,), "tie_word_embeddings": (True,), "scale_attn_weights": (True,),
@@ -81,7 +81,7 @@ def _read_config(path):
     for name, values in computed.items():
         if found.get(name, values[0]) not in values:
             raise UserError(f"{path}: {name} is {found[name]!r}: only {' or '.join(map(str, values))} can be loaded")
-    return config | {"bias": True, "activation": found.get("activation_function", "gelu_new")}
+    return config
 
 
 class WithoutInit(TorchFunctionMode):

@@ -124,7 +124,7 @@ class StepGuard:
         finite = finite and all(math.isfinite(losses.get(split, 0.0)) for split in ("train", "val"))
         own = (p.to_local() if hasattr(p, "to_local") else p for p in model.parameters())
         finite = finite and bool(torch.stack([torch.isfinite(p).all() for p in own]).all())
-        if not self.processes.all_agree(finite):
+        if self.processes.largest(int(not finite)):
             self.processes.say(f"{name} is not written: the loss, its gradient or a weight is not finite")
             return False
         return True

@@ -142,14 +142,11 @@ class Table:
             if row["kind"] not in ("train", "eval") or (int(row["iter"]), row["kind"] == "train") < place
         ]  # fmt: skip
         self.rows_here = [row for row in rows if row["iter"] == str(iter_num) and row["kind"] == "eval"]
-        try:
-            with whole_file(path, "w", newline="", encoding="utf-8") as f:
-                writer = csv.DictWriter(f, self.columns, extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(rows)
-            self.file = open(path, "a", newline="", encoding="utf-8")
-        except OSError as error:
-            raise OSError(f"could not write {path}: {error.strerror}; the checkpoints there are intact") from error
+        with whole_file(path, "w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        self.file = open(path, "a", newline="", encoding="utf-8")
         self.writer = csv.DictWriter(self.file, self.columns)
 
     def write(self, row, numbers):
