@@ -52,7 +52,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())  # 21 evaluation batches are passes of 16 and 5
 def test_losses_equal_a_plain_reimplementation_at_other_settings(run, tmp_path, other):
-    settings = SYNTHETIC | DEFAULTS | dict(max_iters=20, eval_interval=10) | other
+    settings = SYNTHETIC | DEFAULTS | dict(max_iters=12, eval_interval=6) | other
     result = run("train.py", *flags(settings, out_dir=tmp_path / "out"))
     assert_near(result.losses, losses_of_a_run(TOKENS, settings))
 
