@@ -151,17 +151,17 @@ vocab_size = model.config.vocab_size
 corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
 samples = ShortSamples(sample_interval, corpus.tokens, vocab_size, seed, device)
 text_bytes = corpus.text_bytes(vocab_size, device)
-# Windows alone draws from it, so dropout changes no batch. It starts as the global one, nanoGPT's for batches.
+# of the windows alone, so dropout changes no batch; it starts as the global one, nanoGPT's
 batch_generator = torch.Generator().set_state(torch.get_rng_state())
 windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size, block_size, rank, world_size)
 
 
 def get_batch(split, evaluation=0):
-    """(x, y), each (B, T) int64 on the device: windows of the split's tokens, y one token further on.
+    """(x, y), each (B, T) int64 on the device: windows of the split, y one token further on.
 
     The batches of an `evaluation`, so many, come one below the other, in one read."""
     try:
-        tokens = corpus.open(split)  # opened anew: a map held open keeps in memory every page it has read
+        tokens = corpus.open(split)  # anew: a map that is held keeps every page it has read
         start = np.concatenate([windows.starts(len(tokens), evaluation > 0) for _ in range(max(1, evaluation))])
         window = tokens[start[:, None] + np.arange(block_size + 1)]  # (B, T + 1), in one gather
         check_ids(window, vocab_size, corpus.bins[split], start)
@@ -211,11 +211,11 @@ def get_lr(it):
 
 @torch.no_grad()
 def estimate_loss():
-    """{split: mean loss over eval_iters batches}, and val_bpb, in bits per byte; None if asked to stop."""
+    """{split: mean loss of eval_iters batches, val_bpb: bits per byte}; None if asked to stop."""
     model.eval()
     mean = {}
     for split in ("train", "val"):
-        # a column per process: the loss of each of its batches, and the bytes that its targets stand for
+        # a column per process: the loss of each of its batches, and the bytes of its targets
         batch_losses = torch.zeros(math.ceil(eval_iters / world_size), world_size, device=device)
         n_bytes = torch.zeros_like(batch_losses)
         with autocast:  # one context for all batches: it casts each weight only once
@@ -237,7 +237,7 @@ def estimate_loss():
 
 
 def resume_point(evaluated):
-    """What a resume needs: generator states, the next batch, whether this iteration was evaluated."""
+    """What a resume needs: generator states, the next batch, whether it was evaluated here."""
     generators = generator_states(device, batch_generator)
     return {"generators": generators, "batch": (x, y), "evaluated": evaluated}
 
@@ -269,7 +269,7 @@ while iter_num <= max_iters and not eval_only:
     for group in optim.param_groups:
         group["lr"] = lr
 
-    # evaluate, and save: ckpt.pt has the best model, or each evaluated one; last.pt serves in between
+    # evaluate, and save: ckpt.pt has the best or each evaluated model; last.pt serves in between
     time_is_up = progress.time_is_up()
     if (iter_num % eval_interval == 0 or time_is_up) and not point["evaluated"]:
         if (latest := estimate_loss()) is None:  # the run was asked to stop
@@ -293,7 +293,7 @@ while iter_num <= max_iters and not eval_only:
     for micro_step in range(micro_steps):
         if stopping := processes.asked_to_stop():
             break
-        processes.set_gradient_sync(train_model, micro_step == micro_steps - 1)  # average after the last
+        processes.set_gradient_sync(train_model, micro_step == micro_steps - 1)  # after the last
         with autocast_step:
             loss = train_model(x, y)[1] / micro_steps
         guard.note_loss(loss)  # for spike_sigma
@@ -302,7 +302,7 @@ while iter_num <= max_iters and not eval_only:
     if stopping:
         break
 
-    # clip, and step: the guard calls scaler.step, unless the step is bad, scaler.update and zero_grad
+    # clip, and step: scaler.step, unless the step is bad, scaler.update and zero_grad
     scaler.unscale_(optim)
     grad_norm = clip_gradients(model.parameters(), grad_clip)
     guard.step(optim, grad_norm)
