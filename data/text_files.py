@@ -49,9 +49,9 @@ def files_below(folder, *endings):
 
 
 def _is_empty(path):
-    """Whether `path` is a file without any text."""
+    """Whether `path` is a file without any text, or nothing: a link may lead nowhere."""
     if not os.path.isfile(path):
-        return False
+        return not os.path.exists(path)
     with open(path, "rb") as f:
         return f.read(4) in (b"", codecs.BOM_UTF8)
 

@@ -230,6 +230,7 @@ class Processes:
                 self.exchange.wait()
             gc.collect()
             dist.destroy_process_group()
+        errors.end_script()
         if self.exit_code == 1:
             raise OSError(f"{self.output_error}: the run has stopped, its state saved")
         if self.exit_code:

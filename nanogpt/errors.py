@@ -103,7 +103,8 @@ def when_the_script_ends(give_back):
     _held.append(give_back)
 
 
-def _end_script():
+def end_script():
+    """Gives back what when_the_script_ends() was given. Call it after the last save; a notebook calls it too."""
     while _held:
         _held.pop()()
 
@@ -136,9 +137,9 @@ def install():
             stream.reconfigure(errors="backslashreplace")
     sys.excepthook = report
     atexit.register(_flush_output)
-    _end_script()  # the one before, in the same cell of a notebook
+    end_script()  # the one before, in the same cell of a notebook
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
-        shell.events.register("post_execute", _end_script)
+        shell.events.register("post_execute", end_script)
 
 
 def _flush_output():

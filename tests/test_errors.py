@@ -82,6 +82,8 @@ def cell(*arguments):
         kept.append(runpy.run_path("train.py", run_name="__main__"))
     except BaseException as error:
         kept.append(error)
+    if not isinstance(kept[-1], ValueError):  # it gives back by itself; only after a bug the notebook does
+        assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     for function in shell.events:
         function()
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -266,13 +266,14 @@ def test_below_a_folder_hidden_empty_and_repeated_files_are_left_out_and_one_lin
     write(book / ".DS_Store", b"no text anyway")
     (book / "circle").symlink_to(book)
     (book / "twice.txt").symlink_to(book / "book.txt")
+    (book / "gone.txt").symlink_to(book / "a file that is not there")
     (tmp_path / "elsewhere").mkdir()
     write(tmp_path / "elsewhere" / "linked.txt", b"some text")
     (book / "link").symlink_to(tmp_path / "elsewhere")
     here = os.path.join(".corpora", "books")
     assert text_files([here]) == [os.path.join(here, name) for name in ("book.txt", "deeper/z.txt", "link/linked.txt")]
     assert capsys.readouterr().out == (
-        f"{here}: left out as hidden, empty or there twice: 6, the first is ._book.txt\n"
+        f"{here}: left out as hidden, empty or there twice: 7, the first is ._book.txt\n"
     )
     (book / "link").unlink()
     assert text_files([os.path.join(here, "deeper"), os.path.join(here, "._book.txt")])[1].endswith("._book.txt")
