@@ -113,7 +113,9 @@ def configure(namespace, positional=None, sources=()):
             mistakes.append(config_file.unknown(key, names, argument))
         elif argument.startswith(tuple(DASHES)) or (key in names and not os.path.exists(argument)):
             near = config_file.nearest(key.lstrip(DASHES), names)
-            example = f", such as --{near}={text or repr(namespace[near])}" if near else ""
+            if near and equals:
+                raise UserError(f"{argument}: did you mean --{near}={text}?")
+            example = f", such as --{near}={namespace[near]!r}" if near else ""
             raise UserError(f"{argument}: give a setting as --key=value{example}")
         elif positional:
             positional(argument)
