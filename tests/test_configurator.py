@@ -645,7 +645,7 @@ def test_a_file_whose_name_looks_like_a_setting_is_still_a_file(settings, tmp_pa
 
 def test_a_script_that_takes_files_answers_with_the_right_form_too(settings):
     files = []
-    with pytest.raises(UserError, match="--dataset=x$"):
+    with pytest.raises(UserError, match=r"did you mean --dataset=x\?$"):
         settings("a.txt", "dataset=x", positional=files.append)
     assert files == ["a.txt"]
 
