@@ -193,7 +193,7 @@ class Processes:
     def listen(self):
         """From here on each of STOP_SIGNALS asks the run to stop. A second SIGINT ends this process at once.
 
-        A signal that was ignored when the run started stays ignored: nohup and a script's background jobs want that."""
+        A signal that was ignored when the run started stays ignored, as nohup and background jobs want it."""
         self.listens = True
         for number in STOP_SIGNALS:
             found = signal.getsignal(number)

@@ -1,5 +1,6 @@
 """nanogpt/files.py: files that are written whole or not at all, and a folder that one process alone writes to."""
 
+import errno
 import os
 
 import pytest
@@ -57,6 +58,24 @@ def test_a_rename_that_fails_for_a_moment_is_tried_again(tmp_path, monkeypatch):
     with pytest.raises(PermissionError), files.whole_file(tmp_path / "notes.txt") as f:
         f.write(b"other")
     assert (tmp_path / "notes.txt").read_bytes() == b"text" and os.listdir(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOTSUP])
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_a_file_system_that_cannot_flush_a_folder_keeps_the_file_and_no_handle(tmp_path, monkeypatch, code, call):
+    real = getattr(os, call)
+
+    def refuse(what, *rest):
+        if os.path.isdir(what if call == "open" else f"/proc/self/fd/{what}"):
+            raise OSError(code, os.strerror(code))
+        return real(what, *rest)
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, call, refuse)
+    with files.whole_file(str(tmp_path / "notes.txt")) as f:
+        f.write(b"text")
+    monkeypatch.undo()
+    assert (tmp_path / "notes.txt").read_bytes() == b"text" and os.listdir("/proc/self/fd") == before
 
 
 def test_a_failure_names_the_file(tmp_path):
