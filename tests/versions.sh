@@ -16,7 +16,9 @@ trap 'rm -rf "$folder"' EXIT
 failed=0
 
 try() {  # torch's version, Python's version
-    python=$(command -v "python$2" || ls "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$2".*/bin/python 2>/dev/null | tail -1)
+    python=python$2  # pyenv's command of this name may be there, and find no version
+    "$python" --version &>/dev/null ||
+        python=$(ls "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$2".*/bin/python 2>/dev/null | tail -1)
     [ -n "$python" ] || { outcome="no Python $2 is found"; return 1; }
     "$python" -m venv "$folder/env" &&
         "$folder/env/bin/pip" install -q -r requirements-dev.txt "torch==$1" ||
