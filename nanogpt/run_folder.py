@@ -50,8 +50,6 @@ class RunFolder:
         if init_from == "auto":
             has_any = largest(int(self.processes.rank == 0 and checkpoint.has_run(self.out_dir)))
             return "resume" if has_any else "scratch"
-        if not (init_from in ("scratch", "resume") or init_from.startswith("gpt2") or os.path.isdir(init_from)):
-            raise UserError(f"--init_from={init_from}: takes scratch, resume, auto, a gpt2 name or a model's folder")
         return init_from
 
     def load(self):
