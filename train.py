@@ -26,7 +26,7 @@ from nanogpt.guard import StepGuard, clip_gradients
 from nanogpt.mfu import Clock, RunningMFU
 from nanogpt.optim import restore_optimizer, schedule_remark
 from nanogpt.progress import Progress
-from nanogpt.run_folder import RunFolder, generator_states
+from nanogpt.run_folder import RunFolder, resume_point
 from nanogpt.sampling import ShortSamples
 
 # ---- settings: the defaults train a GPT-2 (124M) on OpenWebText ----------------------
@@ -151,9 +151,7 @@ vocab_size = model.config.vocab_size
 corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
 samples = ShortSamples(sample_interval, corpus.tokens, vocab_size, seed, device)
 text_bytes = corpus.text_bytes(vocab_size, device)
-# of the windows alone, so dropout changes no batch; it starts as the global one, nanoGPT's
-batch_generator = torch.Generator().set_state(torch.get_rng_state())
-windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size, block_size, rank, world_size)
+windows = Windows(order, seed, progress.tokens_seen, batch_size, block_size, rank, world_size)
 
 
 def get_batch(split, evaluation=0):
@@ -191,8 +189,10 @@ mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_
 train_model = processes.wrap_ddp(torch.compile(model, mode=mode) if compile else model, sharding, device)
 folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older one's files aside
 batch, evaluated = folder.restore_point(saved, device, windows)
-wandb = {"project": wandb_project, "name": wandb_run_name, "id": saved.get("wandb_id"), "config": config}
-log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb_log, wandb)
+log = run_log.RunLog(
+    folder, iter_num, evaluated, tensorboard_log, wandb_log,
+    project=wandb_project, name=wandb_run_name, id=saved.get("wandb_id"), config=config,
+)  # fmt: skip
 saved = pretrained = None  # frees the checkpoint, which is as large as the model and its optimizer
 
 
@@ -236,12 +236,6 @@ def estimate_loss():
     return mean
 
 
-def resume_point(evaluated):
-    """What a resume needs: generator states, the next batch, whether it was evaluated here."""
-    generators = generator_states(device, batch_generator)
-    return {"generators": generators, "batch": (x, y), "evaluated": evaluated}
-
-
 def save(name):
     """Writes the run, to be resumed from `point`, to out_dir/name. Every process calls it.
 
@@ -257,7 +251,7 @@ def save(name):
 processes.listen()  # from here on a signal such as SIGTERM stops the run between two micro-steps
 point, losses = None, {}  # where a resume starts; the last evaluation's losses
 x, y = batch or get_batch("train")  # (B, T)
-point = resume_point(evaluated)
+point = resume_point(device, windows, (x, y), evaluated)
 saved_at = iter_num  # there is nothing new to save yet
 clock = Clock(device)
 
@@ -279,7 +273,7 @@ while iter_num <= max_iters and not eval_only:
         better = progress.note_evaluation(losses, iter_num, time_is_up)  # may set progress.ended_by
         log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
                   val_bpb=losses["val_bpb"], tokens_per_s=progress.rate, tokens_seen=progress.tokens_seen)  # fmt: skip
-        point = resume_point(evaluated=True)
+        point = resume_point(device, windows, (x, y), evaluated=True)
         if (better or always_save_checkpoint) and iter_num > 0:
             save("ckpt.pt")
             saved_at = iter_num
@@ -320,7 +314,7 @@ while iter_num <= max_iters and not eval_only:
         log.write(iter=iter_num, kind="train", train_loss=lossf, tokens_seen=progress.tokens_seen, lr=lr, ms=dt * 1000,
                   grad_norm=grad_norm.item(), tokens_per_s=tokens_per_iter / dt, mfu=running_mfu.value)  # fmt: skip
     iter_num += 1
-    point = resume_point(evaluated=False)
+    point = resume_point(device, windows, (x, y), evaluated=False)
 
 # ---- the run has finished, or was asked to stop --------------------------------------
 if not eval_only:

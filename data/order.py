@@ -24,11 +24,13 @@ class Windows:
     order: 'random' draws them from `generator`, with repeats; with 'epoch' the training batches of all processes
     together take each window of a pass once. Evaluation batches are drawn from `generator` in both, and so change
     nothing in the order of training.
+    generator: of the windows alone, so that dropout changes no batch. It starts as torch's global one is now.
     tokens_seen: those that all processes have trained on before, from which 'epoch' continues.
     """
 
-    def __init__(self, order, generator, seed, tokens_seen, batch_size, block_size, rank=0, world_size=1):
-        self.order, self.generator, self.seed = order, generator, seed
+    def __init__(self, order, seed, tokens_seen, batch_size, block_size, rank=0, world_size=1):
+        self.order, self.seed = order, seed
+        self.generator = torch.Generator().set_state(torch.get_rng_state())
         self.batch_size, self.block_size, self.rank, self.world_size = batch_size, block_size, rank, world_size
         self.taken, self.current = tokens_seen // block_size, None  # windows, of all processes
 

@@ -53,9 +53,10 @@ def _read(path, mmap=False):
         reason = "it holds more than plain data" if hostile else "cut, damaged, or another kind of file"
         raise UserError(f"{path} is not a checkpoint that can be read: {reason}") from None
     is_one = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(k), kind) for k, kind in KEYS.items())
-    if not is_one or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in checkpoint["model"].items()):
+    weights = checkpoint["model"] if is_one else {None: None}
+    if not all(isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in weights.items()):
         raise UserError(f"{path} is not a checkpoint of this program or of nanoGPT: it lacks {', '.join(KEYS)}")
-    weights = {re.sub(r"^((_orig_mod|module)\.)+", "", name): weight for name, weight in checkpoint["model"].items()}
+    weights = {re.sub(r"^((_orig_mod|module)\.)+", "", name): weight for name, weight in weights.items()}
     return checkpoint | {"model": weights}
 
 

@@ -169,6 +169,11 @@ def move_aside(out_dir):
 # what a resume needs
 
 
+def resume_point(device, windows, batch, evaluated):
+    """What a process needs to go on exactly: generator states, the next `batch`, whether it was `evaluated` here."""
+    return {"generators": generator_states(device, windows.generator), "batch": batch, "evaluated": evaluated}
+
+
 def generator_states(device, batches):
     """The states of all generators that a run draws from: the CPU's and the device's global ones, and `batches`."""
     states = {"cpu": torch.get_rng_state(), "batches": batches.get_state()}

@@ -95,7 +95,7 @@ class RunLog:
     is left out from then on, and the run goes on. wandb_id is that of the W&B run, or None.
     """
 
-    def __init__(self, folder, iter_num, evaluated, tensorboard_log, wandb_log, wandb):
+    def __init__(self, folder, iter_num, evaluated, tensorboard_log, wandb_log, **wandb):
         """Continues the log in `folder`, a RunFolder, before iteration `iter_num`, or after its evaluation if that is
         `evaluated`. wandb: arguments of WeightsAndBiases; its id is None in a new run."""
         self.say, self.loggers, self.wandb_id = folder.processes.say, {}, wandb["id"]

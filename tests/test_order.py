@@ -19,7 +19,7 @@ B, T = 4, 8  # windows in a micro-batch, tokens in a window
 def micro_batches(n, n_tokens, world_size=1, seed=1337, taken=0, batch_size=B, block_size=T):
     """The starts (n, world_size, batch_size) of `n` micro-batches of all processes."""
     each = [
-        Windows("epoch", torch.Generator(), seed, taken * block_size, batch_size, block_size, rank, world_size)
+        Windows("epoch", seed, taken * block_size, batch_size, block_size, rank, world_size)
         for rank in range(world_size)
     ]
     return np.array([[windows.starts(n_tokens) for windows in each] for _ in range(n)])
@@ -81,7 +81,7 @@ def test_all_orders_of_a_few_windows_are_equally_likely(n):
     """Pearson's chi-squared test: the statistic is below its 99.99 % quantile."""
     counts = dict.fromkeys(itertools.permutations(range(n)), 0)
     for seed in range(6000):  # of windows of one token, so that the offset is 0
-        counts[tuple(Windows("epoch", torch.Generator(), seed, 0, n, 1).starts(n + 1).tolist())] += 1
+        counts[tuple(Windows("epoch", seed, 0, n, 1).starts(n + 1).tolist())] += 1
     expected = sum(counts.values()) / math.factorial(n)
     chi_squared = sum((count - expected) ** 2 / expected for count in counts.values())
     quantile = {2: 15.1, 3: 25.7, 4: 60.0, 5: 186.5}[n]  # scipy.stats.chi2.ppf(0.9999, n! - 1)
@@ -111,7 +111,8 @@ def test_ten_trillion_tokens_take_no_memory_and_no_time():
 
 
 def test_random_is_nanogpts_draw():
-    windows = Windows("random", torch.Generator().manual_seed(7), 1337, 0, B, T)
+    torch.manual_seed(7)
+    windows = Windows("random", 1337, 0, B, T)
     expected = torch.Generator().manual_seed(7)
     for n_tokens, evaluation in [(1000, False), (300, True), (1000, True), (1000, False)]:
         draw = torch.randint(n_tokens - T, (B,), generator=expected)
@@ -119,7 +120,8 @@ def test_random_is_nanogpts_draw():
 
 
 def test_evaluations_are_drawn_at_random_and_change_nothing_in_an_epochs_order():
-    windows = Windows("epoch", torch.Generator().manual_seed(7), 1337, 0, B, T)
+    torch.manual_seed(7)
+    windows = Windows("epoch", 1337, 0, B, T)
     found, drawn = [], []
     for _ in range(100):
         found.append(windows.starts(1000).tolist())

@@ -35,7 +35,7 @@ HEADER = ",".join(COLUMNS)
 def log_of(folder, iter_num=0, evaluated=False, **wandb):
     """The RunLog of a run in `folder` that goes on at `iter_num`; with W&B where that has settings."""
     run_folder = SimpleNamespace(out_dir=str(folder), writes=True, processes=SimpleNamespace(say=print))
-    return run_log.RunLog(run_folder, iter_num, evaluated, False, bool(wandb), wandb or {"id": None})
+    return run_log.RunLog(run_folder, iter_num, evaluated, False, bool(wandb), **(wandb or {"id": None}))
 
 
 def continued(folder, log, iter_num=20, evaluated=False):
