@@ -215,23 +215,20 @@ def estimate_loss():
     model.eval()
     mean = {}
     for split in ("train", "val"):
-        # a column per process: the loss of each of its batches, and the bytes of its targets
-        batch_losses = torch.zeros(math.ceil(eval_iters / world_size), world_size, device=device)
-        n_bytes = torch.zeros_like(batch_losses)
+        per_process = math.ceil(eval_iters / world_size)
+        found = torch.zeros(2, per_process, world_size, device=device)  # a batch's loss, and the bytes of its targets
         with autocast:  # one context for all batches: it casts each weight only once
-            for first in range(0, len(batch_losses), 16):  # in one read, and one copy to a GPU
-                xs, ys = get_batch(split, evaluation=min(16, len(batch_losses) - first))
+            for first in range(0, per_process, 16):  # in one read, and one copy to a GPU
+                xs, ys = get_batch(split, evaluation=min(16, per_process - first))
                 batches = zip(xs.split(batch_size), ys.split(batch_size), strict=True)
                 for k, (x, y) in enumerate(batches, first):
                     if processes.asked_to_stop():
                         return None
-                    batch_losses[k, rank] = train_model(x, y)[1]
-                    n_bytes[k, rank] = text_bytes.of(y)
-        processes.add_up(batch_losses)
-        processes.add_up(n_bytes)
-        mean[split] = batch_losses.flatten()[:eval_iters].mean().item()
-    bytes_per_batch = n_bytes.flatten()[:eval_iters].mean().item()  # of the last split, val
-    mean["val_bpb"] = bits_per_byte(mean["val"] * batch_size * block_size, bytes_per_batch)
+                    found[0, k, rank] = train_model(x, y)[1]
+                    found[1, k, rank] = text_bytes.of(y)
+        processes.add_up(found)
+        mean[split], n_bytes = found.flatten(1)[:, :eval_iters].mean(1).tolist()
+    mean["val_bpb"] = bits_per_byte(mean["val"] * batch_size * block_size, n_bytes)
     model.train()
     return mean
 
