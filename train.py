@@ -148,9 +148,9 @@ if (ended := progress.nothing_left(iter_num)) and not eval_only:
 
 # ---- data ----------------------------------------------------------------------------
 vocab_size = model.config.vocab_size
-corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
+corpus.check_bins(vocab_size, expected=saved.get("data"))
 samples = ShortSamples(sample_interval, corpus.tokens, vocab_size, seed, device)
-text_bytes = corpus.text_bytes(vocab_size, device)
+bytes_by_id = corpus.bytes_by_id(vocab_size, device)
 # of the windows alone, so dropout changes no batch; it starts as the global one, nanoGPT's
 batch_generator = torch.Generator().set_state(torch.get_rng_state())
 windows = Windows(order, batch_generator, seed, progress.tokens_seen, batch_size, block_size, rank, world_size)
@@ -226,7 +226,7 @@ def estimate_loss():
                     if processes.asked_to_stop():
                         return None
                     batch_losses[k, rank] = train_model(x, y)[1]
-                    n_bytes[k, rank] = text_bytes.of(y)
+                    n_bytes[k, rank] = bytes_by_id[y].sum()
         processes.add_up(batch_losses)
         processes.add_up(n_bytes)
         mean[split] = batch_losses.flatten()[:eval_iters].mean().item()
