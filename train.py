@@ -148,9 +148,9 @@ if (ended := progress.nothing_left(iter_num)) and not eval_only:
 
 # ---- data ----------------------------------------------------------------------------
 vocab_size = model.config.vocab_size
-corpus.check_bins(block_size, vocab_size, expected=saved.get("data"))
+corpus.check_bins(vocab_size, expected=saved.get("data"))
 samples = ShortSamples(sample_interval, corpus.tokens, vocab_size, seed, device)
-text_bytes = corpus.text_bytes(vocab_size, device)
+bytes_by_id = corpus.bytes_by_id(vocab_size, device)
 windows = Windows(order, seed, progress.tokens_seen, batch_size, block_size, rank, world_size)
 
 
@@ -225,7 +225,7 @@ def estimate_loss():
                     if processes.asked_to_stop():
                         return None
                     found[0, k, rank] = train_model(x, y)[1]
-                    found[1, k, rank] = text_bytes.of(y)
+                    found[1, k, rank] = bytes_by_id[y].sum()
         processes.add_up(found)
         mean[split], n_bytes = found.flatten(1)[:, :eval_iters].mean(1).tolist()
     mean["val_bpb"] = bits_per_byte(mean["val"] * batch_size * block_size, n_bytes)

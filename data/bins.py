@@ -15,11 +15,6 @@ FULL_CHECK_TOKENS = 1 << 26  # a longer bin is checked in samples here, and each
 SPLITS = ("train", "val")
 
 
-def bin_name(split, dtype):
-    """The name of the split's bin whose ids are of that dtype, uint16 or uint32."""
-    return f"{split}.bin" if np.dtype(dtype).itemsize == 2 else f"{split}.u32.bin"
-
-
 def dtype_of(vocab_size):
     """The type of a bin whose ids are below `vocab_size`: little-endian uint16 where it holds them, else uint32."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
@@ -40,7 +35,8 @@ def open_bin(path):
         try:
             return np.memmap(f, dtype_in(path), mode="r"), (found.st_ino, found.st_size, found.st_mtime_ns)
         except ValueError as error:
-            raise UserError(f"{path} of {found.st_size:,} bytes is cut: {error}") from None
+            reason = f"its size, {found.st_size:,} bytes, is no whole number of tokens: {error}"
+            raise UserError(f"{path} is cut, or is no token bin: {reason}") from None
 
 
 def check_size(path, block_size, dataset):
@@ -52,22 +48,18 @@ def check_size(path, block_size, dataset):
         if dataset == "openwebtext":  # train.py's default, and 53 GB
             how += f"; for something small: {command('data/shakespeare_char/prepare.py')}"
         raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); run: {how}")
-    size, width = os.path.getsize(path), dtype_in(path).itemsize
-    if size % width:
-        raise UserError(
-            f"{path}: {size:,} bytes is no multiple of a token's {width}: the file is cut or is no token bin"
-        )
-    if size // width < block_size + 1:
-        raise UserError(f"{path}: {size // width:,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
+    n_tokens = len(open_bin(path)[0])
+    if n_tokens < block_size + 1:
+        raise UserError(f"{path}: {n_tokens:,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
 
 
-def check_bin(path, block_size, vocab_size, dataset):
-    """UserError where `path` cannot be trained on: see check_size(), or an id >= vocab_size."""
-    check_size(path, block_size, dataset)
+def check_bin(path, vocab_size):
+    """UserError where an id in the bin at `path` is >= vocab_size."""
     tokens, _ = open_bin(path)
     # Reading a whole 17 GB file would take minutes: check 64 samples of a million tokens then.
-    sample = len(tokens) if len(tokens) <= FULL_CHECK_TOKENS else FULL_CHECK_TOKENS // 64
-    for start in np.linspace(0, len(tokens) - sample, 1 if sample == len(tokens) else 64, dtype=np.int64):
+    samples = 1 if len(tokens) <= FULL_CHECK_TOKENS else 64
+    sample = min(len(tokens), FULL_CHECK_TOKENS) // samples
+    for start in np.linspace(0, len(tokens) - sample, samples, dtype=np.int64):
         check_ids(tokens[start : start + sample], vocab_size, path, start)
 
 
@@ -76,9 +68,10 @@ def check_ids(tokens, vocab_size, path, start):
 
     `start` is the position of tokens[0], or of each row's first token where `tokens` is (B, T)."""
     if tokens.max() >= vocab_size:
-        at = np.unravel_index(np.argmax(tokens >= vocab_size), tokens.shape)
-        position = int(np.atleast_1d(start)[at[0] if tokens.ndim > 1 else 0]) + int(at[-1])
-        raise UserError(f"{path}: token {position:,} is {tokens[at]}, but the vocabulary's ids end at {vocab_size - 1}")
+        at = np.argmax(tokens >= vocab_size)
+        row, column = divmod(at, tokens.shape[-1])
+        position, id = np.atleast_1d(start)[row] + column, tokens.flat[at]
+        raise UserError(f"{path}: token {position:,} is {id}, but the vocabulary's ids end at {vocab_size - 1}")
 
 
 def fingerprint(path):

@@ -1,12 +1,15 @@
 """A dataset under data/ as train.py finds it: its bins, and what the ids in them stand for."""
 
+import math
 import os
+
+import numpy as np
+import torch
 
 from data.bins import SPLITS, check_bin, check_size, fingerprint, open_bin
 from data.codecs import bytes_of_ids
-from data.folder import FACTS, bin_path, bytes_per_token, check_described, dataset_folder, read_facts
+from data.folder import FACTS, bin_path, dataset_folder, read_facts
 from data.tokens import Tokens
-from nanogpt.bits_per_byte import TextBytes
 from nanogpt.errors import UserError
 
 
@@ -19,15 +22,20 @@ class Dataset:
     def __init__(self, name, block_size, splits=SPLITS):
         self.name, self.folder = name, dataset_folder(name)
         self.facts = read_facts(self.folder)
-        self.bins = {split: bin_path(self.folder, split, self.facts) for split in splits}
+        self.bins = {split: bin_path(self.folder, split) for split in splits}
         for path in self.bins.values():
             check_size(path, block_size, name)
-        self.seen = {split: open_bin(path)[1] for split, path in self.bins.items()}
         self.fingerprints = {split: fingerprint(path) for split, path in self.bins.items()}
+        self.seen = {}  # which file each bin was
         self.tokens = Tokens.of_dataset(self.folder)
-        if self.facts:
-            for split, path in self.bins.items():
-                check_described(path, split, self.facts, self.fingerprints[split])
+        for split, path in self.bins.items():
+            tokens, self.seen[split] = open_bin(path)
+            found = {"tokens": len(tokens), "fingerprints": self.fingerprints[split]}
+            if self.facts and any(self.facts[key][split] != value for key, value in found.items()):
+                raise UserError(
+                    f"{path} is not the one that {FACTS} beside it describes: prepare the dataset again, or remove "
+                    f"{FACTS} if another program has written the bins"
+                )
         if self.facts and not self.tokens.are_gpt2s:
             if (self.tokens.codec_if_here or self.tokens).vocab_size != self.facts["vocab_size"]:
                 raise UserError(f"the tokens of {name} are not those that its {FACTS} counts: prepare it again")
@@ -50,11 +58,11 @@ class Dataset:
             return f"the model's vocab_size = {rounded}: rounded up to a multiple of 64 for speed"
         return None
 
-    def check_bins(self, block_size, vocab_size, expected):
+    def check_bins(self, vocab_size, expected):
         """UserError where an id is >= `vocab_size`, or the bins do not have the `expected` fingerprints: those that a
         resumed run was trained on (None: any)."""
         for path in self.bins.values():
-            check_bin(path, block_size, vocab_size, self.name)
+            check_bin(path, vocab_size)
         if expected not in (None, self.fingerprints):
             raise UserError(
                 f"{self.folder} is not the data this run was trained on: prepare it as it was, or start from scratch"
@@ -70,36 +78,45 @@ class Dataset:
             self.seen[split] = file
         return tokens
 
-    def text_bytes(self, vocab_size, device):
-        """The TextBytes of its val tokens, for a model of `vocab_size` ids on `device`."""
+    def bytes_by_id(self, vocab_size, device):
+        """float32 (vocab_size,) on `device`: how many bytes of text each id stands for.
+
+        Where an id does not tell, those of a val token on average; NaN where these are not known either."""
         codec = self.tokens.codec_if_here
-        return TextBytes(codec and bytes_of_ids(codec, vocab_size), bytes_per_token(self.facts, "val"), device)
+        by_id = codec and bytes_of_ids(codec, vocab_size)
+        if by_id is None:
+            by_id = np.full(vocab_size, self.bytes_per_token("val"))
+        return torch.tensor(by_id, dtype=torch.float32, device=device)
+
+    def bytes_per_token(self, split):
+        """How many bytes of text a token of the split stands for, on average; NaN without dataset.json."""
+        return self.facts["bytes"][split] / self.facts["tokens"][split] if self.facts else math.nan
 
     def resumed_remark(self, saved, path):
         """A line if the ids of the run in `saved`, read from `path`, stand for other tokens than these; else None.
 
         UserError where one of the two has a tokenizer: then nothing of what the model knows is left."""
         tokens = Tokens.kept_in(saved, path)
-        if tokens.same_as(self.tokens) is not False:
+        if self._has_tokens_of(tokens, path, refused=tokens.tokenizer or self.tokens.tokenizer):
             return None
-        if tokens.tokenizer or self.tokens.tokenizer:
-            raise self._other_tokens(path)
         return f"the ids of {self.name} stand for other tokens now: what the model knows of them is lost"
 
     def start_remark(self, start):
         """A line if the ids of the Pretrained `start` stand for other tokens than these, as nanoGPT allows it of a
         GPT-2; else None. UserError if it is a run, or a GPT-2 with a tokenizer of its own."""
-        if start.tokens.same_as(self.tokens) is not False:
+        if self._has_tokens_of(start.tokens, start.path, refused=start.is_run or start.tokens.tokenizer):
             return None
-        if start.is_run or start.tokens.tokenizer:
-            raise self._other_tokens(start.path)
         return (
             f"{self.name} has tokens of its own, {self.tokens.vocab_size}, not the {start.model.config.vocab_size} of "
             f"{start.path}: what that model knows of its tokens is lost"
         )
 
-    def _other_tokens(self, path):
-        return UserError(
-            f"the ids of the model in {path} stand for other tokens than those of {self.name}: prepare {self.name} "
-            "with the tokens of that model, or train from scratch"
-        )
+    def _has_tokens_of(self, tokens, path, refused):
+        """Whether these may be the `tokens` of the model in `path`. UserError if not, and this is `refused`."""
+        has = tokens.same_as(self.tokens) is not False
+        if refused and not has:
+            raise UserError(
+                f"the ids of the model in {path} stand for other tokens than those of {self.name}: prepare {self.name} "
+                "with the tokens of that model, or train from scratch"
+            )
+        return has

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.bins import bin_name, dtype_of
-from data.folder import locked, publish
+from data.bins import dtype_of
+from data.folder import locked, publish, unfinished_bins
 from data.pieces import pieces_for
 from data.text import (
-    CHANGED, check_missing, comes_back, encode_piece, end_of_text, in_threads, pick_codec, print_counts, say_end,
+    CHANGED, check_missing, comes_back, encode_piece, end_of_text, in_threads, pick_codec, say_end,
 )  # fmt: skip
 from data.text_files import files_below
 from nanogpt.device import usable_cores
@@ -55,7 +55,7 @@ def write_documents(folder, documents, source, codec):
     dtype = dtype_of(codec.vocab_size)
     parts = documents.train_test_split(test_size=0.0005, seed=2357, shuffle=True)  # nanoGPT's split
     splits = {"train": parts["train"], "val": parts["test"]}
-    paths = {split: os.path.join(folder, bin_name(split, dtype) + ".tmp") for split in splits}
+    paths = unfinished_bins(folder, dtype)
     first = hashlib.sha256(str(splits["train"][0]["text"]).encode()).hexdigest()
     origin = [source, len(documents), first]
     if codec.tokenizer:
@@ -76,9 +76,8 @@ def write_documents(folder, documents, source, codec):
                 Path(path).unlink(missing_ok=True)
         raise
     n_bytes = {split: state[split]["bytes"] for split in splits}
-    counts = publish(folder, codec.vocab_size, n_bytes, tokenizer=codec.tokenizer)
+    publish(folder, codec.vocab_size, n_bytes, tokenizer=codec.tokenizer)
     os.remove(unfinished)
-    print_counts(counts)
     if any(state[split].get("changed") for split in splits):
         print(CHANGED)
 
@@ -152,7 +151,7 @@ def encode(texts, codec):
             n_bytes += length
             changed = changed or not comes_back(piece, found, codec)
         ids.append(end_of_text(codec))
-    return np.concatenate(ids).astype(dtype_of(codec.vocab_size)), n_bytes, changed
+    return np.concatenate(ids), n_bytes, changed
 
 
 def tokenise(split, documents, path, done, codec, save, at_once=100):

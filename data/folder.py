@@ -11,14 +11,12 @@ A folder without it is nanoGPT's, or another program has written it: what lies t
 
 import hashlib
 import json
-import math
 import os
 import pickle
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from data.bins import SPLITS, bin_name, dtype_in, dtype_of, fingerprint
-from data.tokenizer import LARGEST_ID
+from data.bins import SPLITS, check_ids, dtype_of, fingerprint
 from nanogpt.errors import ROOT, UserError, relative_path, writing
 from nanogpt.files import flush, lock, rename, whole_file
 from nanogpt.text_file import read_text
@@ -44,25 +42,23 @@ def read_facts(folder):
     text = read_text(path)
     try:
         facts = json.loads(text)
-        is_whole = _has_form(facts)
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        counts = [facts["vocab_size"], *(facts[key][split] for key in ("tokens", "bytes") for split in SPLITS)]
+        tokenizer = facts["tokenizer"]
+        is_whole = (
+            facts["dtype"] in ("uint16", "uint32")
+            and all(type(n) is int and 0 <= n < 1 << 60 for n in counts)
+            and set(SPLITS) <= set(facts["fingerprints"])
+            and (tokenizer is None or tokenizer["file"] in TOKENS and "sha256" in tokenizer)
+        )
+    except (ValueError, RecursionError, KeyError, TypeError):
         is_whole = False
     if not is_whole:
         raise UserError(f"{path} is not a dataset's: it is damaged, or of another kind")
     return facts
 
 
-def _has_form(facts):
-    """Whether the content of a dataset.json is as the head of this file says; KeyError and the like where it is not."""
-    size, tokenizer = facts["vocab_size"], facts["tokenizer"]
-    counts = [facts[key][split] for key in ("tokens", "bytes") for split in SPLITS]
-    texts = [facts["fingerprints"][split] for split in SPLITS] + ([tokenizer["sha256"]] if tokenizer else [])
-    return (
-        facts["dtype"] in ("uint16", "uint32")
-        and all(type(n) is int for n in [size, *counts]) and 1 <= size <= LARGEST_ID + 1
-        and all(0 <= n < 1 << 60 for n in counts) and all(isinstance(text, str) for text in texts)
-        and (tokenizer is None or tokenizer["file"] in TOKENS)
-    )  # fmt: skip
+def _sha256(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def tokens_path(folder, facts):
@@ -76,43 +72,18 @@ def tokens_path(folder, facts):
     if not facts["tokenizer"]:
         return None
     path = os.path.join(folder, facts["tokenizer"]["file"])
-    if not os.path.isfile(path):
-        raise UserError(f"{path} is missing, and without it the dataset's ids stand for nothing: prepare it again")
-    # an editor may have saved a JSON file with other line ends and a byte order mark
-    content = read_text(path).encode() if path.endswith(".json") else Path(path).read_bytes()
-    if hashlib.sha256(content).hexdigest() != facts["tokenizer"]["sha256"]:
+    if not os.path.isfile(path) or _sha256(Path(path).read_bytes()) != facts["tokenizer"]["sha256"]:
         raise UserError(
-            f"{path} has changed since the dataset was prepared: prepare it again, or put the old file back"
+            f"{path} is missing, or has changed since the dataset was prepared: prepare it again, "
+            "or put the old file back"
         )
     return path
 
 
-def bytes_per_token(facts, split):
-    """How many bytes of text a token of the split stands for, on average, by a dataset's read_facts(); NaN without."""
-    return facts["bytes"][split] / max(1, facts["tokens"][split]) if facts else math.nan
-
-
-def bin_path(folder, split, facts):
-    """The path of the split's bin in the dataset's `folder`, whose read_facts() are `facts`.
-
-    Without dataset.json it is uint16, unless there is one in uint32 alone."""
-    narrow, wide = (os.path.join(folder, bin_name(split, dtype)) for dtype in ("uint16", "uint32"))
-    if not facts or facts["dtype"] == "uint16":
-        return wide if not facts and os.path.exists(wide) and not os.path.exists(narrow) else narrow
-    if os.path.exists(narrow) and os.path.exists(wide):
-        raise UserError(f"{wide} and {narrow} are both there, and {FACTS} describes the first: remove one, or {FACTS}")
-    return wide
-
-
-def check_described(path, split, facts, found):
-    """UserError where the split's bin at `path`, whose fingerprint is `found`, is not the one that dataset.json, with
-    content `facts`, describes."""
-    size = facts["tokens"][split] * dtype_in(path).itemsize
-    if (size, facts["fingerprints"][split]) != (os.path.getsize(path), found):
-        raise UserError(
-            f"{path} is not the one that {FACTS} beside it describes: prepare the dataset again, or remove "
-            f"{FACTS} if another program has written the bins"
-        )
+def bin_path(folder, split):
+    """The path of the split's bin in the dataset's `folder`: uint16, unless there is one in uint32 alone."""
+    narrow, wide = os.path.join(folder, f"{split}.bin"), os.path.join(folder, f"{split}.u32.bin")
+    return wide if os.path.exists(wide) and not os.path.exists(narrow) else narrow
 
 
 # ----------------------------------------------------------------------------------------------
@@ -134,43 +105,49 @@ def locked(folder):
                     os.rmdir(folder)
 
 
+def unfinished_bins(folder, dtype):
+    """{split: path} of the bins that are being written to `folder`, with ids of that dtype."""
+    ending = "bin" if dtype.itemsize == 2 else "u32.bin"
+    return {split: os.path.join(folder, f"{split}.{ending}.tmp") for split in SPLITS}
+
+
 def write_dataset(folder, train, val, vocab_size, meta=None, tokenizer=None):
-    """Writes a dataset to `folder`, each file whole, and all of them or none; returns how many tokens each split has.
+    """Writes a dataset to `folder`, each file whole, and all of them or none. Prints how many tokens each split has.
 
     train, val: iterables of (ids, the number of bytes they stand for). `meta` is that of characters, `tokenizer` the
     text of a tokenizer.json; without both the tokens are GPT-2's. UserError where an id is not below `vocab_size`.
     """
     dtype, n_bytes = dtype_of(vocab_size), dict.fromkeys(SPLITS, 0)
-    paths = {split: os.path.join(folder, bin_name(split, dtype) + ".tmp") for split in SPLITS}
+    paths = unfinished_bins(folder, dtype)
     with locked(folder):
         try:
             for (split, path), arrays in zip(paths.items(), (train, val), strict=True):
                 with writing(path), open(path, "wb") as f:
                     for ids, length in arrays:
-                        if len(ids) and ids.max() >= vocab_size:
-                            raise UserError(f"id {ids.max():,} is not below the vocabulary's size, {vocab_size:,}")
+                        if len(ids):
+                            check_ids(ids, vocab_size, path, f.tell() // dtype.itemsize)
                         f.write(ids.astype(dtype).tobytes())
                         n_bytes[split] += length
                     flush(f)
-            return publish(folder, vocab_size, n_bytes, meta, tokenizer)
+            publish(folder, vocab_size, n_bytes, meta, tokenizer)
         finally:
             for path in paths.values():
                 Path(path).unlink(missing_ok=True)
 
 
 def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
-    """Gives the finished bins in `folder`, NAME.tmp, their names, and writes the files that say what they are. Removes
-    an older dataset's files of other names. Returns how many tokens each split has.
+    """Gives the unfinished_bins() in `folder`, which are complete, their names, and writes the files that say what they
+    are. Removes an older dataset's files of other names. Prints how many tokens each split has.
 
     dataset.json is the first: a stop after it leaves files that it does not describe, which is an error."""
     dtype = dtype_of(vocab_size)
-    bins = {split: os.path.join(folder, bin_name(split, dtype)) for split in SPLITS}
-    tokens = {split: os.path.getsize(f"{path}.tmp") // dtype.itemsize for split, path in bins.items()}
+    bins = unfinished_bins(folder, dtype)
+    tokens = {split: os.path.getsize(path) // dtype.itemsize for split, path in bins.items()}
     file, content = ("meta.pkl", pickle.dumps(meta)) if meta else ("tokenizer.json", (tokenizer or "").encode("utf-8"))
     facts = {
         "dtype": dtype.name, "vocab_size": vocab_size, "tokens": tokens, "bytes": n_bytes,
-        "fingerprints": {split: fingerprint(f"{path}.tmp") for split, path in bins.items()},
-        "tokenizer": {"file": file, "sha256": hashlib.sha256(content).hexdigest()} if content else None,
+        "fingerprints": {split: fingerprint(path) for split, path in bins.items()},
+        "tokenizer": {"file": file, "sha256": _sha256(content)} if content else None,
     }  # fmt: skip
     written = ({file: content} if content else {}) | {FACTS: json.dumps(facts, indent=2).encode() + b"\n"}
     with ExitStack() as stack:  # at its end they get their names, the last one first
@@ -178,8 +155,10 @@ def publish(folder, vocab_size, n_bytes, meta=None, tokenizer=None):
             f = stack.enter_context(whole_file(os.path.join(folder, name)))
             f.write(data)
             flush(f)
-    for path in bins.values():
-        rename(f"{path}.tmp", path)
-    for name in ALL_FILES - {*written, *map(os.path.basename, bins.values())}:
+    names = {path: path.removesuffix(".tmp") for path in bins.values()}
+    for path, name in names.items():
+        rename(path, name)
+    for name in ALL_FILES - {*written, *map(os.path.basename, names.values())}:
         Path(folder, name).unlink(missing_ok=True)
-    return list(tokens.values())
+    for split, count in tokens.items():
+        print(f"{split} has {count:,} tokens")

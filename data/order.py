@@ -32,7 +32,8 @@ class Windows:
         self.order, self.seed = order, seed
         self.generator = torch.Generator().set_state(torch.get_rng_state())
         self.batch_size, self.block_size, self.rank, self.world_size = batch_size, block_size, rank, world_size
-        self.taken, self.current = tokens_seen // block_size, None  # windows, of all processes
+        self.taken = tokens_seen // block_size  # windows, of all processes
+        self.passes = self.begin = self.end = 0  # begun; the present one has windows begin to end - 1 of the whole run
 
     def starts(self, n_tokens, evaluation=False):
         """int64 (B,): where each window of the next batch starts in a bin of `n_tokens`; all below n_tokens - T."""
@@ -43,37 +44,21 @@ class Windows:
         self.taken += self.world_size * self.batch_size
         found, position = [], first
         while position < first + self.batch_size:  # a batch may take the end of a pass and the start of the next
-            one = self._pass_at(position, n_tokens)
-            k = np.arange(position, min(first + self.batch_size, one.end)) - one.begin
-            found.append(one.starts(k))
+            while position >= self.end:  # positions only grow: the search never goes back
+                self._begin_pass(n_tokens)
+            k = np.arange(position, min(first + self.batch_size, self.end)) - self.begin
+            found.append(self.offset + self.block_size * permuted(k, self.end - self.begin, self.keys))
             position += len(k)
         return np.concatenate(found)
 
-    def _pass_at(self, position, n_tokens):
-        """The Pass that window `position` of the whole run is in. Positions only grow: the search never goes back."""
-        self.current = self.current or Pass(self.seed, 0, 0, n_tokens, self.block_size)
-        while position >= self.current.end:
-            self.current = self.current.next()
-        return self.current
-
-
-class Pass:
-    """One pass over `n_tokens`: its windows are numbers `begin` to `end` - 1 of the whole run."""
-
-    def __init__(self, seed, number, begin, n_tokens, block_size):
-        self.seed, self.number, self.n_tokens, self.block_size = seed, number, n_tokens, block_size
-        offset, *self.keys = np.random.SeedSequence([seed, number]).generate_state(1 + ROUNDS, np.uint64)
+    def _begin_pass(self, n_tokens):
+        """The next pass over `n_tokens`: its offset, its permutation's keys, and which windows of the run are in it."""
+        seeds = np.random.SeedSequence([self.seed, self.passes])
+        offset, *self.keys = seeds.generate_state(1 + ROUNDS, np.uint64)
         # below block_size, and so that a window and the token after it fit
-        self.offset = int(offset) % min(block_size, n_tokens - block_size)
-        self.windows = (n_tokens - 1 - self.offset) // block_size
-        self.begin, self.end = begin, begin + self.windows
-
-    def next(self):
-        return Pass(self.seed, self.number + 1, self.end, self.n_tokens, self.block_size)
-
-    def starts(self, k):
-        """int64 (n,): where the k-th windows of this pass start; k: int64 (n,), from 0 on."""
-        return self.offset + self.block_size * permuted(k, self.windows, self.keys)
+        self.offset = int(offset) % min(self.block_size, n_tokens - self.block_size)
+        self.passes += 1
+        self.begin, self.end = self.end, self.end + (n_tokens - 1 - self.offset) // self.block_size
 
 
 def permuted(k, n, keys):

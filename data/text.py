@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from data.bins import SPLITS
+from data.bins import dtype_of
 from data.codecs import BPECodec, CharCodec, shown
 from data.folder import write_dataset
 from data.pieces import bpe_pieces, pieces_for
@@ -66,7 +66,7 @@ def prepare_chars(folder, text):
     itos = dict(enumerate(characters))
     meta = {"vocab_size": vocab_size, "itos": itos, "stoi": {c: i for i, c in itos.items()}}
     parts = [[(ids[:n_train], len(text[:n_train].encode()))], [(ids[n_train:], len(text[n_train:].encode()))]]
-    print_counts(write_dataset(folder, *parts, vocab_size, meta=meta))
+    write_dataset(folder, *parts, vocab_size, meta=meta)
 
 
 def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
@@ -114,7 +114,7 @@ def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
         check_missing(missing)
 
     parts = arrays("train", 0, n_train), arrays("val", n_train, sum(lengths))
-    print_counts(write_dataset(folder, *parts, codec.vocab_size, tokenizer=codec.tokenizer))
+    write_dataset(folder, *parts, codec.vocab_size, tokenizer=codec.tokenizer)
     if changed:
         print(CHANGED)
 
@@ -162,7 +162,7 @@ def encode_piece(text, codec):
 
 def end_of_text(codec):
     """The ids that end a document: one, or none."""
-    return np.array([] if codec.eot is None else [codec.eot], dtype=np.uint32)
+    return np.array([] if codec.eot is None else [codec.eot], dtype_of(codec.vocab_size))
 
 
 def comes_back(text, ids, codec):
@@ -183,12 +183,6 @@ def in_threads(function, items):
     with ThreadPoolExecutor(usable_cores()) as pool:
         while batch := list(islice(items, 64)):  # pool.map by itself would first read all its input
             yield from pool.map(function, batch)
-
-
-def print_counts(counts):
-    """Prints how many tokens each split has."""
-    for split, count in zip(SPLITS, counts, strict=True):
-        print(f"{split} has {count:,} tokens")
 
 
 def print_next(*arguments, launcher="python", when="next"):

@@ -154,9 +154,9 @@ def with_id(value, at):
 
 
 BINS = {
-    "an odd number of bytes": (lambda data: data[:-1], ["no multiple of a token's 2"]),
-    "one byte": (b"\1", ["no multiple of a token's 2"]),
-    "no bytes": (b"", ["block_size + 1"]),
+    "an odd number of bytes": (lambda data: data[:-1], ["is no whole number of tokens"]),
+    "one byte": (b"\1", ["1 bytes, is no whole number of tokens"]),
+    "no bytes": (b"", ["0 bytes", "empty"]),
     "as many tokens as block_size": (lambda data: data[: 2 * 16], ["16 tokens", "block_size + 1 = 17"]),
     "an id that is the vocabulary's size": (with_id(61, 1234), ["1,234", "61", "60"]),
     "the largest id, at the end": (with_id(65535, -1), ["65535"]),

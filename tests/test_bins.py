@@ -16,13 +16,13 @@ def test_a_long_bin_is_looked_at_in_places_and_every_batch_as_it_is_drawn(tmp_pa
     tokens.tofile(path)
     looked_at, check_ids = [], bins.check_ids
     monkeypatch.setattr(bins, "check_ids", lambda t, *rest: looked_at.append(t.size) or check_ids(t, *rest))
-    bins.check_bin(path, 16, 61, "synthetic")
+    bins.check_bin(path, 61)
     assert sum(looked_at) <= 1 << 11
     for at in (0, len(tokens) - 1):  # both ends are among the places
         tokens[at] = 61
         tokens.tofile(path)
         with pytest.raises(UserError, match=f"token {at:,} is 61"):
-            bins.check_bin(path, 16, 61, "synthetic")
+            bins.check_bin(path, 61)
         tokens[at] = 0
     monkeypatch.undo()
     windows = tokens[np.array([5, 700])[:, None] + np.arange(17)]

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from data.dataset import Dataset
 from data.tokenizer import train_tokenizer
 from data.codecs import BPECodec, bytes_of_ids
-from nanogpt.bits_per_byte import TextBytes, bits_per_byte
+from nanogpt.bits_per_byte import bits_per_byte
 
 CHARACTERS = "aé中😀" + "bcdfghijklmnopqrstuvwxyzäöüßñ"  # 1, 2, 3 and 4 bytes of UTF-8, and others
 
@@ -125,7 +125,7 @@ def test_gpt2s_tokens_are_counted_by_id_and_the_end_of_a_document_has_no_bytes(s
     by_id = bytes_of_ids(BPECodec(), 50304)
     text = "Zwölf Boxkämpfer: 中文, 😀!"
     ids = [*tiktoken.get_encoding("gpt2").encode(text), 50256, 50300]
-    assert TextBytes(by_id, 0.0, "cpu").of(torch.tensor(ids)) == len(text.encode("utf-8"))
+    assert by_id[ids].sum() == len(text.encode("utf-8"))
 
 
 def test_without_gpt2s_vocabulary_on_disk_training_asks_no_network(monkeypatch, tmp_path):
@@ -135,11 +135,10 @@ def test_without_gpt2s_vocabulary_on_disk_training_asks_no_network(monkeypatch, 
     (tmp_path / "data" / "words").mkdir(parents=True)
     for split in ("train", "val"):
         np.arange(100, dtype=np.uint16).tofile(tmp_path / "data" / "words" / f"{split}.bin")
-    text_bytes = Dataset("words", 8).text_bytes(50304, "cpu")
-    assert text_bytes.of(torch.zeros(2, 3, dtype=torch.int64)).isnan()
+    by_id = Dataset("words", 8).bytes_by_id(50304, "cpu")
+    assert by_id.shape == (50304,) and by_id.isnan().all()
     assert bits_per_byte(5.0, 0.0) is None and bits_per_byte(5.0, math.nan) is None
 
 
-def test_tokens_that_do_not_tell_their_bytes_have_those_of_the_split():
-    assert TextBytes(None, 2.5, "cpu").of(torch.zeros(2, 3, dtype=torch.int64)) == 15
+def test_as_many_bits_as_bytes_are_one_bit_per_byte():
     assert bits_per_byte(15 * math.log(2), 15.0) == pytest.approx(1.0)

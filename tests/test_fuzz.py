@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configurator import Settings, configure
-from data.bins import check_bin, check_ids, open_bin
+from data.bins import check_bin, check_ids, check_size, open_bin
 from data.dataset import Dataset
 from data.folder import write_dataset
 from data.meta import read_meta
@@ -130,7 +130,8 @@ def test_a_mutated_bin_gives_batches_of_known_ids_or_one_line(tmp_path, mutation
     with open(path, "wb") as f:
         f.write(mutate((np.arange(100) % 61).astype("<u2").tobytes(), mutations))
     try:
-        check_bin(path, block_size, vocab_size, "name")
+        check_size(path, block_size, "name")
+        check_bin(path, vocab_size)
     except UserError as error:
         one_line(error)
         return
@@ -160,7 +161,7 @@ def test_a_mutated_file_of_a_dataset_in_its_own_tokens_is_one_line_or_changes_no
         patch.setattr("data.folder.ROOT", str(tmp_path))
         try:
             data = Dataset("mine", 16)
-            data.check_bins(16, data.tokens.model_vocab_size, None)
+            data.check_bins(data.tokens.model_vocab_size, None)
             codec = data.tokens.codec
         except UserError as error:
             one_line(error)

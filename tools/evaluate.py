@@ -19,7 +19,6 @@ from configurator import configure
 from data.bins import check_ids
 from data.codecs import bytes_of_ids
 from data.dataset import Dataset
-from data.folder import bytes_per_token
 from data.pieces import pieces_for
 from data.pretrained import Pretrained
 from data.text import check_missing, encode_piece
@@ -120,7 +119,7 @@ with devices.autocast(device, dtype):
     )
 if totals:
     if bytes_of is None and (file or facts):
-        totals.bytes = totals.tokens * (of_file["bytes"] / of_file["tokens"] if file else bytes_per_token(facts, split))
+        totals.bytes = totals.tokens * (of_file["bytes"] / of_file["tokens"] if file else corpus.bytes_per_token(split))
     processes.say(totals.line(name))
 model = trained = None
 processes.leave()

@@ -20,7 +20,7 @@ import torch
 
 from configurator import configure, documented
 from data.bins import SPLITS, dtype_in
-from data.folder import bin_path, dataset_folder, read_facts
+from data.folder import bin_path, dataset_folder
 from data.tokens import Tokens
 from model import GPT, GPTConfig
 from nanogpt import device as devices
@@ -143,8 +143,7 @@ if capacity:
     rows.append([f"largest batch_size in {capacity / 2**30:.0f} GiB", *(str(n) if n else "none" for n in fitting)])
 table(rows)
 print(f"\na checkpoint: {mib(found[0]['weights'] + found[0]['optimizer'])} MiB")
-facts = read_facts(data_dir)
-bins = [path for path in (bin_path(data_dir, split, facts) for split in SPLITS) if os.path.exists(path)]
+bins = [path for path in (bin_path(data_dir, split) for split in SPLITS) if os.path.exists(path)]
 sizes_there = [os.path.getsize(path) for path in bins]
 print(f"the data: {mib(sum(sizes_there))} MiB" if bins else f"the data: {run.dataset} is not prepared here")
 
