@@ -17,6 +17,8 @@ from nanogpt.errors import UserError
 SCRIPT = '''"""What the script does.
 
     python script.py --name=value
+
+Later ones win.
 """
 import os
 
@@ -269,7 +271,7 @@ def test_help_shows_every_setting_with_its_default_and_its_comment(script, capsy
         script("--help")
     assert not exit.value.code
     text = capsys.readouterr().out
-    assert text.startswith("What the script does.\n\n    python script.py --name=value\n")
+    assert text.startswith("What the script does.\n\n    python script.py --name=value\n\nLater ones win.\n")
     assert shown_by_help(text) == {
         "out_dir": ("'out'", "where to"),
         "batch_size": ("12", "sequences in a micro-batch"),
