@@ -19,7 +19,8 @@ from nanogpt.text_file import read_text
 DASHES = "-\u2013\u2014"  # and what editors make of two of them
 CURLY = "\u2018\u2019\u201c\u201d\u201e"  # what they make of quotes
 OF_SAMPLES = ("start", "stop")  # settings of sample.py that are a text of the model's
-KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+KINDS = {bool: "True or False", int: "a whole number of at most 18 digits", float: "a finite number", str: "a text"}
+BELOW = {int: 10**18, float: math.inf}  # what such a value stays below: torch takes integers of 64 bits
 
 
 def setting_names(namespace):
@@ -35,14 +36,10 @@ def coerce(name, value, default, where):
         return value  # each setting with an 'auto' knows its own values
     if wanted is int and type(value) is float and value.is_integer():
         value = int(value)  # max_iters = 1e4
-    if type(value) is int and wanted in (int, float) and abs(value) >= 1 << 62:
-        raise UserError(f"{where[:80]}: {name} takes {KINDS[wanted]} of fewer digits")
-    value = float(value) if wanted is float and type(value) is int else value
-    if type(value) is not wanted:
-        kind = KINDS.get(type(value), type(value).__name__)  # not the value itself, which may be of any size
-        raise UserError(f"{where}: {name} takes {KINDS[wanted]}, such as {default!r}, not {kind}")
-    if wanted is float and not math.isfinite(value):
-        raise UserError(f"{where}: {name} takes a finite number, not {value!r}")
+    if wanted is float and type(value) is int and abs(value) < BELOW[int]:
+        value = float(value)  # learning_rate = 1
+    if type(value) is not wanted or (wanted in BELOW and not abs(value) < BELOW[wanted]):  # nor is it NaN
+        raise UserError(f"{where}: {name} takes {KINDS[wanted]}, such as {default!r}")
     return value
 
 

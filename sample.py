@@ -106,7 +106,7 @@ with devices.autocast(device, dtype):
     how = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "allowed": allowed}
     step = make_step(model, 1 if interactive else num_samples, **how)  # one for all prompts
     if interactive:
-        for k, line in enumerate(stdin_lines("> ")):
+        for k, line in enumerate(stdin_lines()):
             try:
                 write(line, [generator(k)])
             except UserError as error:  # an unknown character, say: the next prompt may be better

@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import math
 import os
+import platform
 import re
 import shutil
 import sys
@@ -24,20 +25,19 @@ ATTENTION = {"cuda": ("auto", "flash", "efficient", "math"), "cpu": ("auto", "ma
 
 def pick_device(device):
     """The torch device named `device`; 'auto' is cuda, else mps, else cpu. UserError where it does not exist."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     counts = {
-        "cpu": 1,
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
     }
+    if device == "auto":
+        return next(kind for kind, count in counts.items() if count)
     found = re.fullmatch("(cpu|cuda|mps)(?::(0|[1-9][0-9]{0,3}))?", str(device))
     if not found:
         raise UserError(f"--device={device}: takes auto, cpu, cuda, cuda:N or mps")
     kind, index = found.groups()
     if int(index or 0) >= counts[kind]:
-        here = ", ".join(f"{n} {k}" for k, n in counts.items() if n)
-        raise UserError(f"--device={device}: there is no such device on this machine ({here})")
+        raise UserError(f"--device={device}: there is no such device on this machine; of {kind} it has {counts[kind]}")
     return "cpu" if kind == "cpu" else device
 
 
@@ -103,15 +103,14 @@ def pick_compile(compile, device):
         found = {"C++ compiler": shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))}
     else:  # Triton builds its launcher with a C compiler
         found = {"Triton": importlib.util.find_spec("triton")}
-        found["C compiler"] = any(map(shutil.which, [os.environ["CC"]] if "CC" in os.environ else ("gcc", "clang")))
+        found["C compiler"] = any(map(shutil.which, os.environ.get("CC", "gcc clang").split()))
         found["GPU of compute capability 7.0"] = torch.cuda.get_device_capability(device) >= (7, 0)
     found["Python.h"] = os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
     missing = next((name for name, there in found.items() if not there), None)
     from torch._functorch import config  # private, and only where the model is compiled
 
     # a large vocabulary's loss is an autograd.Function: torch caches code with one only where it is told to
-    if hasattr(config, "autograd_cache_allow_custom_autograd_functions"):
-        config.autograd_cache_allow_custom_autograd_functions = True
+    config.autograd_cache_allow_custom_autograd_functions = True
     return missing is None, missing and f"no {missing} is found, so the model runs without torch.compile"
 
 
@@ -131,11 +130,9 @@ def pick_attention(attention, device, dtype):
     On a CPU 'math' is torch's plain attention, and 'auto' may be that of nanogpt/cpu_kernels.py. UserError where this
     device or dtype does not have the kernel.
     """
-    if attention not in ATTENTION["cuda"]:
-        raise UserError(f"--attention={attention}: takes auto, flash, efficient or math")
     allowed = ATTENTION[torch.device(device).type]
     if attention not in allowed:
-        raise UserError(f"--attention={attention} is not available on {device}, which takes {' or '.join(allowed)}")
+        raise UserError(f"--attention={attention}: takes {' or '.join(allowed)} on {device}")
     if attention == "flash" and dtype == "float32":
         raise UserError("--attention=flash does not work in float32: use --dtype=bfloat16, or --attention=efficient")
     if attention == "auto":
@@ -187,8 +184,8 @@ def usable_cores(quota="/sys/fs/cgroup/cpu.max"):
     try:
         with open(quota, encoding="ascii") as f:
             share, period = map(int, f.read().split())  # microseconds; "max" where there is no limit
-        allowed = min(allowed, max(1, math.ceil(share / period)))
-    except (OSError, ValueError, ZeroDivisionError):
+        allowed = min(allowed, math.ceil(share / period))
+    except (OSError, ValueError):
         pass
     return min(allowed, torch.cpu.get_capabilities().get("num_physical_cores") or allowed)
 
@@ -199,8 +196,8 @@ def keep_freed_memory():
     By default it returns large freed blocks to the system, which clears every page of the next block. That takes a
     fifth of a GPT-2's iteration on a CPU. Other C libraries do not have this call, or do not need it.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version"):
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
         M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
         libc.mallopt(M_MMAP_MAX, 0)  # from the heap, however large
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
@@ -213,7 +210,7 @@ def peak_host_bytes():
         # Linux's ru_maxrss begins at the size of the process that started this one, so read VmHWM, which does not
         with open("/proc/self/status", encoding="ascii", errors="replace") as f:
             return int(f.read().partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
+    except (OSError, IndexError):
         if resource is None:
             return None
         unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere

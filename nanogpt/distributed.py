@@ -16,24 +16,22 @@ from nanogpt.errors import UserError
 
 # the last three are what batch systems send before the end; Windows has the first two alone
 STOP_SIGNALS = [
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)
-]  # fmt: skip
+    number
+    for number in signal.Signals
+    if number.name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+]
 
 
 def pick_backend(backend, device, world_size=1):
     """The library for collectives: 'auto' is nccl on CUDA where torch has it, else gloo.
 
-    A single process needs none, so there a backend that does not work here is not an error.
+    A single process needs none: whichever is asked for, it gets that of 'auto'.
     """
     if backend not in ("auto", "nccl", "gloo", "mpi"):
         raise UserError(f"--backend={backend}: takes auto, nccl, gloo or mpi")
     on_cuda = device.startswith("cuda")
-    has_nccl = on_cuda and dist.is_available() and dist.is_nccl_available()
-    if backend == "auto":
-        return "nccl" if has_nccl else "gloo"
-    if world_size == 1 and not has_nccl:
-        return "gloo"
+    if backend == "auto" or world_size == 1:
+        return "nccl" if on_cuda and dist.is_available() and dist.is_nccl_available() else "gloo"
     if backend == "nccl" and not on_cuda:
         raise UserError(f"--backend=nccl works on CUDA devices only, and this run is on {device}: use --backend=gloo")
     return backend
@@ -52,9 +50,10 @@ class Processes:
 
     def __init__(self):
         self.several = "RANK" in os.environ
-        self.rank, self.local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
-        sizes = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-        self.world_size, self.local_world_size = sizes
+        self.rank = int(os.getenv("RANK", 0))
+        self.local_rank = int(os.getenv("LOCAL_RANK", 0))
+        self.world_size = int(os.getenv("WORLD_SIZE", 1))
+        self.local_world_size = int(os.getenv("LOCAL_WORLD_SIZE", 1))
         self.hosts = self.exchange = None
         self.listens, self.exit_code, self.output_error = False, 0, None
 
@@ -91,8 +90,7 @@ class Processes:
         backend = pick_backend(backend, device, self.world_size)
         if self.several:
             store = self._store_of_this_start()
-            place = {"store": store, "rank": self.rank, "world_size": self.world_size} if store else {}
-            dist.init_process_group(backend, **place)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size)
             sys.excepthook = errors.report  # torch has put one in front of it that loses its output
             # a timeout of one day: the other processes wait in this group while rank 0 saves a large model
             self.hosts = dist.new_group(backend="gloo", timeout=timedelta(days=1))
@@ -106,19 +104,17 @@ class Processes:
         """
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return None
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(minutes=10))  # of each get() below
         prefix = drawn = os.urandom(8).hex()
         if self.rank > 0:
             store.set(f"rank {self.rank} asks", drawn)
             prefix = store.get(f"answer to {drawn}").decode()  # waits for it
             store.set(f"rank {self.rank} knows {prefix}", "")
         for rank in range(1, self.world_size) if self.rank == 0 else ():
-            deadline = time.monotonic() + 600
             while not store.check([f"rank {rank} knows {prefix}"]):
-                if store.check([f"rank {rank} asks"]):  # a dead process may have asked; the new one asks again
-                    store.set("answer to " + store.get(f"rank {rank} asks").decode(), prefix)
-                if time.monotonic() > deadline:
-                    raise OSError(f"process {rank} has not come for 10 minutes")
+                # a dead process may have asked; the new one asks again
+                store.set("answer to " + store.get(f"rank {rank} asks").decode(), prefix)
                 time.sleep(0.01)
         return dist.PrefixStore(prefix, store)
 

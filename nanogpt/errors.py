@@ -87,9 +87,8 @@ def machine_failure(error):
         return f"out of memory: {memory_advice}"
     if re.search("No available kernel|No viable backend for scaled_dot_product_attention", str(error)):
         return "this device has no such attention kernel for this dtype and head size: add --attention=auto"
-    distributed = getattr(torch.distributed, "DistError", ())  # not in a torch that was built without it
     named = isinstance(error, RuntimeError) and re.search(COLLECTIVES, str(error), re.I)
-    if named or isinstance(error, distributed):
+    if named or isinstance(error, torch.distributed.DistError):
         cause, _, more = str(error).partition("\n")
         if last := re.search(r"Last error:\s*(.+)", more):  # NCCL's own word for what went wrong
             cause += f"; Last error: {last[1]}"
@@ -109,9 +108,9 @@ def end_script():
         _held.pop()()
 
 
-def drop_output():
-    """Sends everything printed from now on, and what is still buffered, to the null device."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def drop_output(stream=None):
+    """Sends all that is printed to `stream` (None: stdout) from now on, or still buffered, to the null device."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
 def complain(message):
@@ -119,7 +118,7 @@ def complain(message):
     try:
         print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        drop_output(sys.stderr)
 
 
 def install():
@@ -146,12 +145,11 @@ def _flush_output():
     """Flushes stdout. Python would do it after this, and print a complaint where nobody can read stdout any more."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         drop_output()
-    except OSError as error:  # a full disk: what was printed is lost, and the exit code has to say so
-        drop_output()
-        complain(f"standard output: {error.strerror}")
-        os._exit(1)
+        if not isinstance(error, BrokenPipeError):  # a full disk: the exit code says that what was printed is lost
+            complain(f"standard output: {error.strerror}")
+            os._exit(1)
 
 
 def _is_unread(stream):
@@ -159,8 +157,8 @@ def _is_unread(stream):
     if not hasattr(select, "poll"):  # Windows has none, and no BrokenPipeError
         return False
     poll = select.poll()
-    poll.register(stream.fileno(), 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    poll.register(stream.fileno(), 0)  # for no event but errors and hang-ups, which are always reported
+    return bool(poll.poll(0))
 
 
 def report(kind, error, trace):

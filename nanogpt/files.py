@@ -44,11 +44,10 @@ def rename(path, name):
     A rename that fails is tried again: on Windows another program may have the file open for a moment. Not every file
     system can flush a folder, and Windows has no such call: the file itself is whole all the same."""
     for seconds in (0.1, 0.5, 2.0):
-        try:
+        with suppress(OSError):
             os.replace(path, name)
             break
-        except OSError:
-            time.sleep(seconds)
+        time.sleep(seconds)
     else:
         os.replace(path, name)
     with suppress(OSError):

@@ -39,21 +39,19 @@ def decoded(f, name, size=-1):
         raise UserError(f"{name}: not UTF-8 text ({at})") from None
 
 
-def stdin_lines(prompt):
-    """The lines of stdin, to its end; a terminal shows `prompt` before each. UserError where it is closed or UTF-16."""
+def stdin_lines():
+    """The lines of stdin, to its end; a terminal shows "> " before each. UserError where it is closed or UTF-16."""
     if sys.stdin is None:
         raise UserError("stdin is closed, and the prompts are read from it")
-    terminal = sys.stdin.isatty()
-    if terminal:
-        sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8 become an unknown character
-    else:
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace", newline=None)
+    # bytes that are not UTF-8 become an unknown character
+    sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace", newline=None)
+    prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
-            line = input(prompt if terminal else "")
+            line = input(prompt)
         except EOFError:
             return
-        if not terminal and looks_like_utf16(line.lstrip("\ufffd").encode()):
+        if looks_like_utf16(line.lstrip("\ufffd").encode()):
             raise UserError(f"stdin: {UTF16}")
         yield line
 

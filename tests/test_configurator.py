@@ -17,6 +17,8 @@ from nanogpt.errors import UserError
 SCRIPT = '''"""What the script does.
 
     python script.py --name=value
+
+Later ones win.
 """
 import os
 
@@ -269,7 +271,7 @@ def test_help_shows_every_setting_with_its_default_and_its_comment(script, capsy
         script("--help")
     assert not exit.value.code
     text = capsys.readouterr().out
-    assert text.startswith("What the script does.\n\n    python script.py --name=value\n")
+    assert text.startswith("What the script does.\n\n    python script.py --name=value\n\nLater ones win.\n")
     assert shown_by_help(text) == {
         "out_dir": ("'out'", "where to"),
         "batch_size": ("12", "sequences in a micro-batch"),
@@ -533,7 +535,7 @@ def test_unknown_names_on_the_command_line_are_told_at_once(settings, tmp_path):
 
 
 @pytest.mark.parametrize("text, says", [
-    ("max_iters = 1.5\n", "takes a whole number"), ("max_iters = 1e30\n", "fewer digits"),
+    ("max_iters = 1.5\n", "takes a whole number"), ("max_iters = 1e30\n", "at most 18 digits"),
     ("max_iters = float('inf')\n", "takes a whole number"), ("max_iters = np.float64('nan')\n", "takes a whole number"),
     ("max_iters = np.bool_(True)\n", "takes a whole number"), ("max_iters = [5]\n", "takes a whole number"),
     ("decay_lr = 1.0\n", "takes True or False"), ("def batch_size():\n    pass\n", "takes a whole number"),

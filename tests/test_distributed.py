@@ -599,7 +599,7 @@ def test_auto_is_nccl_on_cuda_where_torch_has_it(monkeypatch, built_in):
     for world_size in (1, 2):
         assert pick_backend("auto", "cuda:3", world_size) == ("nccl" if built_in else "gloo")
         assert pick_backend("auto", "cpu", world_size) == pick_backend("auto", "mps", world_size) == "gloo"
-        assert pick_backend("gloo", "cuda", world_size) == "gloo"
+    assert pick_backend("gloo", "cuda", 2) == "gloo"
     assert pick_backend("nccl", "cuda", 2) == "nccl"  # torch itself says what is wrong with it
 
 

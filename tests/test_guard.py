@@ -205,7 +205,7 @@ def test_without_spike_sigma_a_checkpoint_holds_no_guard(synthetic_run):
 
 
 @pytest.mark.parametrize("value, word", [
-    (-1.0, "--spike_sigma=-1.0: must be at least 0"), ("six", "spike_sigma takes a number"),
+    (-1.0, "--spike_sigma=-1.0: must be at least 0"), ("six", "spike_sigma takes a finite number"),
 ])  # fmt: skip
 def test_a_bad_spike_sigma_is_one_line_and_writes_nothing(train, tmp_path, value, word):
     assert word in error_line(train(TINY, spike_sigma=value, out_dir=tmp_path / "out", expect=2))

@@ -201,7 +201,7 @@ def test_a_gpus_memory_is_within_a_tenth_of_what_was_measured_and_its_time_by_ru
 
 def test_the_memory_of_a_gpu_is_its_own_or_the_one_that_its_name_gives():
     for name in mfu.DEVICES:
-        assert planning.find_gpu(name.upper())[1] == mfu.DEVICES[name][3] << 30
+        assert planning.find_gpu(name.upper())[1] == mfu.DEVICES[name][-1] << 30
     assert planning.find_gpu("A100 80GB") == ("bfloat16", 80 << 30)
     assert planning.find_gpu("NVIDIA H100 PCIe") == ("bfloat16", 80 << 30)  # the data sheets' figures
     assert planning.find_gpu("T4") == ("float16", 16 << 30)

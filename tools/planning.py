@@ -33,7 +33,7 @@ def find_gpu(name):
         raise UserError(f"--gpu={name}: not in the table; the nearest names there: {', '.join(near or DEVICES)}")
     size = re.search(r"\b(\d+) ?gi?b\b", name.lower())
     dtype = "bfloat16" if peak_from_table(name, "bfloat16") else "float16"
-    return dtype, (int(size[1]) if size else DEVICES[key][3]) << 30
+    return dtype, (int(size[1]) if size else DEVICES[key][-1]) << 30
 
 
 def host_memory(limit="/sys/fs/cgroup/memory.max"):
