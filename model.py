@@ -62,7 +62,7 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = Dropout(config.dropout)
 
     def forward(self, x, cache=None, last_only=False):
-        """x (B, T, C) to (B, T, C), or with `last_only` to (B, 1, C). cache: this layer's, of extend()."""
+        """x (B, T, C) to (B, T, C), or with `last_only` to (B, 1, C). cache: this layer's, of Step.extend()."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
@@ -94,14 +94,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache=None):
-        x = x + self.attn(self.ln_1(x), cache)
-        x = x + self.mlp(self.ln_2(x))
-        return x
-
-    def last_position(self, x, cache=None):
-        """forward(x, cache)[:, -1:]. All that sampling needs of the last block: a baby GPT samples 20 % faster."""
-        x = x[:, -1:] + self.attn(self.ln_1(x), cache, last_only=True)
+    def forward(self, x, cache=None, last_only=False):
+        """With `last_only` (B, 1, C), all that sampling needs of the last block: a baby GPT samples 20 % faster."""
+        residual = x[:, -1:] if last_only else x
+        x = residual + self.attn(self.ln_1(x), cache, last_only)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -138,24 +134,20 @@ class GPT(nn.Module):
     def hidden(self, idx, cache=None, last_only=False):
         """The hidden states (B, T, C) after ln_f of token ids `idx` (B, T); with `last_only` the last one, (B, 1, C).
 
-        With a `cache` (decoding.KVCache), `idx` continues the cached tokens: many into an empty cache, or one. The
-        caller then adds T to its length.
-        Raises ValueError where that makes more than block_size tokens.
+        With a `cache` (a decoding.Step), `idx` continues its tokens: many into an empty cache, or one.
+        Raises ValueError where T is more than block_size.
         """
         T = idx.size(1)
-        start = cache.length if cache is not None else 0
-        if start + T > self.config.block_size:
-            raise ValueError(f"{start + T} tokens are more than block_size = {self.config.block_size}")
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens are more than block_size = {self.config.block_size}")
         positions, layer_caches = cache.extend(T) if cache is not None else (slice(T), [None] * self.config.n_layer)
-        embedded = self.transformer.wte(idx) + self.transformer.wpe.weight[positions]
-        x = self.transformer.drop(embedded)  # (B, T, C)
+        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe.weight[positions])  # (B, T, C)
         for block, layer_cache in zip(self.transformer.h, layer_caches, strict=True):
-            if last_only and block is self.transformer.h[-1]:
-                x = block.last_position(x, layer_cache)
-            elif self.recompute and self.training:
-                x = recompute_in_backward(block, x, layer_cache, use_reentrant=False)
+            arguments = x, layer_cache, last_only and block is self.transformer.h[-1]
+            if self.recompute and self.training:
+                x = recompute_in_backward(block, *arguments, use_reentrant=False)
             else:
-                x = block(x, layer_cache)
+                x = block(*arguments)
         return self.transformer.ln_f(x)
 
     def forward(self, idx, targets=None, cache=None):
@@ -235,8 +227,8 @@ class GPT(nn.Module):
     def stream(self, idx, max_new_tokens, window_step=1, generators=None, step=None, **options):
         """Yields `max_new_tokens` times the next token (B, 1) of each row of `idx` (B, T).
 
-        generators: see nanogpt/sampling.py. options: temperature, top_k, top_p and allowed, of decoding.Step. In their
-        place, texts in turn may share a `step` = decoding.make_step(self, B, **options), and on CUDA its graphs.
+        generators, and in options temperature, top_k, top_p and allowed: see nanogpt/sampling.py. In place of options,
+        texts in turn may share a `step` = decoding.make_step(self, B, **options), and on CUDA its graphs.
 
         While the text fits in block_size, a cache holds the keys and values of all tokens but the last. After that the
         window moves, and with it the position of every token, so exact text (window_step 1) computes the whole window
@@ -250,5 +242,5 @@ class GPT(nn.Module):
             new = step(key, new)
             idx = torch.cat([idx, new], dim=1)
             yield new
-            if step.cache.length == size:  # the window moves: compute it again
-                step.cache.length, new = 0, idx[:, -max(1, size - window_step + 1) :]
+            if step.length == size:  # the window moves: compute it again
+                step.length, new = 0, idx[:, -max(1, size - window_step + 1) :]

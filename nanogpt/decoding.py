@@ -1,9 +1,10 @@
-"""From the tokens of a text to the next one: the key/value cache, a step, and on CUDA a step that becomes a graph."""
+"""From the tokens of a text to the next one: a step with its key/value cache, and on CUDA one that becomes a graph."""
 
 import math
 import sys
 
 import torch
+from torch import nn
 
 from nanogpt.cross_entropy import product_dtype
 from nanogpt.sampling import sample_token
@@ -11,20 +12,50 @@ from nanogpt.sampling import sample_token
 SHORTEST_SPAN = 128  # positions
 
 
-class KVCache:
-    """Keys and values of the tokens so far, so that only the new tokens pass through the model.
+class Step:
+    """From new tokens of B texts to the next one of each. It serves one stream at a time.
 
-    On a CPU the cache is float32: there scaled_dot_product_attention is nine times slower with one bfloat16 query.
+    It keeps the keys and values of the tokens so far, so that only the new tokens pass through the model. On a CPU they
+    are float32: there scaled_dot_product_attention is nine times slower with one bfloat16 query.
+    how: temperature, top_k, top_p and allowed of sample_token().
     """
 
-    def __init__(self, config, batch, device, dtype=torch.float32):
-        self.length = 0  # tokens so far; the step adds to it after the model has run
+    def __init__(self, model, batch, **how):
+        self.model, self.how = model, how
+        config, weight = model.config, model.transformer.wte.weight
         size = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        dtype = torch.float32 if torch.device(device).type == "cpu" else dtype
-        self.layers = [[torch.empty(size, dtype=dtype, device=device) for _ in range(2)] for _ in range(config.n_layer)]
+        kind = {"dtype": torch.float32 if weight.is_cpu else product_dtype(weight), "device": weight.device}
+        self.layers = [[torch.empty(size, **kind) for _ in range(2)] for _ in range(config.n_layer)]
+
+    def begin(self, generators=None):
+        """Begins new texts, with a generator for each. Returns a key for __call__(); older keys no longer serve."""
+        self.stream, self.generators = object(), generators
+        self.length, self.is_prompt = 0, True  # how many tokens the cache has; whether the next ones are the first
+        return self.stream
+
+    def __call__(self, stream, new):
+        """The next token (B, 1) after `new` (B, T): the first tokens of a window, or the one that was returned before.
+
+        Raises ValueError where another stream has begun with this step.
+        """
+        if stream is not self.stream:
+            raise ValueError("another stream has begun with this step: each needs its own")
+        token = self.next_token(new.clone(memory_format=torch.contiguous_format))  # compiled code depends on strides
+        self.length += new.size(1)
+        self.is_prompt = False
+        return token
+
+    def next_token(self, new):
+        return self.compute(new, generators=self.generators)[1]
+
+    def compute(self, new, **random):
+        """(logits (B, V), float32, next token). random: generators or noise, of sample_token()."""
+        fills_window = new.size(1) == self.model.config.block_size  # then there is no room for another token
+        logits = self.model(new, cache=None if fills_window else self)[0][:, -1].float()
+        return logits, sample_token(logits, **self.how, **random)
 
     def extend(self, T):
-        """(positions, layers) for T tokens more: one, or a prompt into the empty cache.
+        """(positions, layers) for T tokens more: one, or the first ones of a window.
 
         positions: those of the T tokens. layers: for each layer what store() takes, without a position and a bias.
         """
@@ -46,26 +77,35 @@ def store(layer_cache, k, v):
     return (keys, values, bias) if T == 1 else (k, v, None)
 
 
-class StaticCache(KVCache):
-    """A cache for graphs, which fix every address and every number of the host: the position is on the device.
+class GraphStep(Step):
+    """A step on CUDA. A GPU computes it faster than the host launches its operations, and a graph is one launch.
 
-    A token attends to a whole span of positions: 128, 256, ..., block_size, a graph each. A bias hides those that are
+    A shape (tokens given, positions attended to) runs without a graph the first time, in which cuBLAS chooses its
+    kernels, and becomes a graph the second time. Prompts do not: each has its own length. Random numbers are drawn
+    before, in the order of torch.multinomial, so that a text keeps its seed.
+
+    A graph fixes every address and every number of the host, so the position of a single token is on the device. Such
+    a token attends to a whole span of positions: 128, 256, ..., block_size, a graph each. A bias hides those that are
     not yet filled; they begin as zeros, since it would not hide a NaN.
     """
 
-    def __init__(self, config, batch, device, dtype=torch.float32):
-        super().__init__(config, batch, device, dtype)
+    def __init__(self, model, batch, **how):
+        super().__init__(model, batch, **how)
         for buffer in sum(self.layers, []):
             buffer.zero_()
-        self.position = torch.zeros(1, dtype=torch.int64, device=device)  # of a single token
-        self.places = torch.arange(config.block_size, device=device)
+        device = buffer.device
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+        self.places = torch.arange(model.config.block_size, device=device)
+        greedy = how.get("temperature", 1.0) < 1e-6  # as in sample_token(): it draws nothing
+        self.noise = None if greedy else torch.empty(batch, model.config.vocab_size, device=device)
+        self.seen, self.graphs, self.pool, self.works = set(), {}, None, True
 
     def span(self):
         """How many positions the next token attends to."""
         return min(len(self.places), max(SHORTEST_SPAN, 1 << self.length.bit_length()))
 
     def extend(self, T):
-        """As KVCache.extend(). A single token's position and bias (1, span) are the same for all layers."""
+        """As Step.extend(). A single token's position and bias (1, span) are the same for all layers."""
         if T > 1:
             return super().extend(T)
         span = self.span()
@@ -73,76 +113,13 @@ class StaticCache(KVCache):
         layers = [(keys[:, :, :span], values[:, :, :span], self.position, bias) for keys, values in self.layers]
         return self.position, layers
 
-
-class Step:
-    """From new tokens of B texts to the next one of each. It serves one stream at a time.
-
-    temperature, top_k, top_p: see nanogpt/sampling.py. allowed (V,) bool: the tokens that may be drawn.
-    """
-
-    cache_type = KVCache
-
-    def __init__(self, model, batch, temperature=1.0, top_k=None, top_p=None, allowed=None):
-        self.model, self.how = model, (temperature, top_k, top_p)
-        self.banned = None if allowed is None else ~allowed
-        weight = model.transformer.wte.weight
-        self.cache = self.cache_type(model.config, batch, weight.device, product_dtype(weight))
-        self.stream, self.generators = None, None
-
-    def begin(self, generators=None):
-        """Begins new texts, with a generator for each. Returns a key for __call__(); older keys no longer serve."""
-        self.stream, self.generators, self.cache.length = object(), generators, 0
-        return self.stream
-
-    def __call__(self, stream, new):
-        """The next token (B, 1) after `new` (B, T): the first tokens of a window, or the one that was returned before.
-
-        Raises ValueError where another stream has begun with this step.
-        """
-        if stream is not self.stream:
-            raise ValueError("another stream has begun with this step: each needs its own")
-        token = self.next_token(new.clone(memory_format=torch.contiguous_format))  # compiled code depends on strides
-        self.cache.length += new.size(1)
-        return token
-
     def next_token(self, new):
-        return self.compute(new, generators=self.generators)[1]
-
-    def compute(self, new, **random):
-        """(logits (B, V), float32, next token). random: generators or noise, of sample_token()."""
-        fills_window = new.size(1) == self.model.config.block_size  # then a cache would have no room for another token
-        logits = self.model(new, cache=None if fills_window else self.cache)[0][:, -1].float()
-        allowed = logits if self.banned is None else logits.masked_fill(self.banned, -math.inf)
-        return logits, sample_token(allowed, *self.how, **random)
-
-
-class GraphStep(Step):
-    """A step on CUDA. A GPU computes it faster than the host launches its operations, and a graph is one launch.
-
-    A shape (tokens given, positions attended to) runs without a graph the first time, in which cuBLAS chooses its
-    kernels, and becomes a graph the second time. Prompts do not: each has its own length. Random numbers are drawn
-    before, in the order of torch.multinomial, so that a text keeps its seed.
-    """
-
-    cache_type = StaticCache
-
-    def __init__(self, model, batch, *how, **more):
-        super().__init__(model, batch, *how, **more)
-        greedy = self.how[0] < 1e-6  # as in sample_token(): it draws nothing
-        self.noise = None if greedy else torch.empty(batch, model.config.vocab_size, device=self.cache.position.device)
-        self.seen, self.graphs, self.pool, self.works, self.prompt = set(), {}, None, True, True
-
-    def begin(self, generators=None):
-        self.prompt = True
-        return super().begin(generators)
-
-    def next_token(self, new):
-        self.cache.position.fill_(self.cache.length)
+        self.position.fill_(self.length)
         if self.noise is not None:  # what torch.multinomial would draw for each row
             rows = self.noise.split(1) if self.generators else [self.noise]
             for row, generator in zip(rows, self.generators or [None], strict=True):
                 row.exponential_(generator=generator)
-        shape = new.size(1), self.cache.span()
+        shape = new.size(1), self.span()
         if shape in self.graphs:
             graph, given, token = self.graphs[shape]
             given.copy_(new)
@@ -151,29 +128,27 @@ class GraphStep(Step):
         logits, token = self.compute_uncached(new)
         if self.noise is not None and logits.isnan().any():
             raise RuntimeError("the model's logits are not numbers")
-        if self.works and not self.prompt and shape in self.seen:
+        if self.works and not self.is_prompt and shape in self.seen:
             self.record(shape, new, logits)
         self.seen.add(shape)
-        self.prompt = False
         return token
 
     def compute_uncached(self, new):
         """compute(), but autocast keeps no cast weight: a graph would read it after autocast had freed it."""
         kind = new.device.type
-        dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-        with torch.autocast(kind, dtype, enabled, cache_enabled=False):
+        with torch.autocast(kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False):
             return self.compute(new, noise=self.noise)
 
     def record(self, shape, new, expected):
         """Makes the graph of a shape, if its first replay gives the logits `expected`. Else there will be no more."""
-        given, eps = new.clone(), max(torch.finfo(self.cache.layers[0][0].dtype).eps, 2**-10)  # TF32's
+        eps = max(torch.finfo(self.layers[0][0].dtype).eps, 2**-10)  # TF32's
         try:
-            graph, (logits, token) = capture(lambda: self.compute_uncached(given), given.device, self.pool)
+            graph, (logits, token) = capture(lambda: self.compute_uncached(new), new.device, self.pool)
             logits.zero_()  # so that a graph without operations is found out
             graph.replay()
             if not torch.allclose(logits, expected, rtol=0, atol=8 * eps * expected.abs().max().item()):
                 raise RuntimeError("its logits are other ones")
-            self.graphs[shape], self.pool = (graph, given, token), graph.pool()  # all graphs share its memory
+            self.graphs[shape], self.pool = (graph, new, token), graph.pool()  # all graphs share its memory
         except RuntimeError as error:
             self.works = False
             reason = str(error).partition("\n")[0]
@@ -194,9 +169,9 @@ def capture(function, device, pool):
 def cast_once(model, device, dtype):
     """Casts the weights of `model` to what autocast would cast them to for every token; norms stay float32."""
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            norm = isinstance(module, torch.nn.LayerNorm)
-            parameter.data = parameter.data.to(device, torch.float32 if norm else dtype)
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.to(device, dtype)
+    model.to(device)
 
 
 def make_step(model, batch, **how):

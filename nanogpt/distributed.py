@@ -158,14 +158,13 @@ class Processes:
         if sharding != "fsdp":
             return
         from torch.distributed.device_mesh import init_device_mesh  # half a second, which other runs need not wait
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(device_type, (self.world_size,))  # without it torch takes the GPU it was built for
         for parameter in model.parameters():  # each process drew other weights: all take rank 0's
             dist.broadcast(parameter.data, src=0)
         for block in model.transformer.h:
             fully_shard(block, mesh=mesh)
-            register_fsdp_forward_method(block, "last_position")  # sampling gathers the last block's weights too
         fully_shard(model, mesh=mesh)
 
     def wrap_ddp(self, model, sharding, device):

@@ -6,14 +6,17 @@ import torch
 from torch.nn import functional as F
 
 
-def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generators=None, noise=None):
+def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generators=None, noise=None, allowed=None):
     """Returns a token for each row of `logits` (B, V): (B, 1).
 
     temperature: divides the logits; 0 takes the most likely token. top_k: draw from the k most likely tokens only.
     top_p: draw from the smallest set of most likely tokens whose probabilities sum to top_p (arXiv:1904.09751).
     generators: one for each row, so that its text does not depend on the other rows; None: the global generator.
     noise (B, V): drawn by exponential_() before, as torch.multinomial does; in place of generators.
+    allowed (V,) bool: the tokens that may be drawn; None: all.
     """
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -math.inf)
     if temperature < 1e-6:  # the most likely token; the division below would overflow
         return logits.argmax(-1, keepdim=True)
     logits = logits / temperature

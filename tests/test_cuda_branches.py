@@ -14,7 +14,7 @@ from data.bins import to_device
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import mfu
-from nanogpt.decoding import KVCache
+from nanogpt.decoding import Step
 from nanogpt.distributed import Processes
 from nanogpt.errors import UserError
 from nanogpt.guard import clip_gradients
@@ -141,12 +141,13 @@ def test_off_the_cpu_a_cache_has_the_models_own_dtype(no_autocast):
     with torch.device("meta"):
         model = GPT(config).eval().bfloat16()
         x = torch.randint(61, (3, 5))
-    cache = KVCache(config, 3, "meta", torch.bfloat16)
-    assert model(x, cache=cache)[0].shape == (3, 1, 61)
-    cache.length = 5
-    assert model(x[:, :1], cache=cache)[0].shape == (3, 1, 61)
-    assert {kept.dtype for pair in cache.layers for kept in pair} == {torch.bfloat16}
-    assert len(cache.layers) == len(model.transformer.h)
+    step = Step(model, 3)
+    step.begin()
+    assert model(x, cache=step)[0].shape == (3, 1, 61)
+    step.length = 5
+    assert model(x[:, :1], cache=step)[0].shape == (3, 1, 61)
+    assert {kept.dtype for pair in step.layers for kept in pair} == {torch.bfloat16}
+    assert len(step.layers) == len(model.transformer.h)
 
 
 class FusedAdamW:

@@ -77,7 +77,7 @@ def test_a_graph_reads_nothing_that_autocast_may_free(graphs, bfloat16):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             found.append(text(model, each))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-    held = [*model.parameters(), *itertools.chain(*step.cache.layers), step.cache.position, step.cache.places]
+    held = [*model.parameters(), *itertools.chain(*step.layers), step.position, step.places]
     held = {tensor.untyped_storage().data_ptr() for tensor in held}
     for graph, given, _ in step.graphs.values():
         assert graph.reads and graph.reads <= held | {given.untyped_storage().data_ptr()}
@@ -101,8 +101,8 @@ def test_graphs_share_a_pool_and_nothing_is_read_after_it_is_gone(graphs):
 def test_two_prompts_in_turn_give_what_each_gives_alone(graphs):
     model = shaken(small(), 0.2)
     prompts = [dict(prompt=3, seed=1), dict(prompt=5, seed=2, new=20), dict(prompt=12, seed=3), dict(prompt=3, seed=1)]
-    alone = [text(model, Step(model, 1, 0.9), **prompt) for prompt in prompts]
-    step = GraphStep(model, 1, 0.9)
+    alone = [text(model, Step(model, 1, temperature=0.9), **prompt) for prompt in prompts]
+    step = GraphStep(model, 1, temperature=0.9)
     recorded = []
     for prompt, expected in zip(prompts, alone, strict=True):
         assert torch.equal(text(model, step, **prompt), expected)
@@ -166,8 +166,8 @@ def test_a_graph_with_other_logits_is_a_line_and_the_text_is_the_same(graphs, mo
         def replay(self):
             super().replay()
             self.outputs[0].add_(torch.randn_like(self.outputs[0]))
-            for keys, values in step.cache.layers:  # and its keys and values are as wrong
-                keys[:, :, step.cache.length], values[:, :, step.cache.length] = 5.0, 5.0
+            for keys, values in step.layers:  # and its keys and values are as wrong
+                keys[:, :, step.length], values[:, :, step.length] = 5.0, 5.0
 
     def capture(function, device, pool):
         if fault == "no operations":  # they have run at once, on another device's stream
@@ -194,8 +194,8 @@ def test_the_check_of_a_graph_disturbs_neither_draws_nor_cache(graphs):
         found = []
         for token in tokens:
             found.append((token.item(), own[0].get_state().tolist()))
-        length = step.cache.length - 1
-        states.append((found, [t[:, :, :length].clone() for layer in step.cache.layers for t in layer]))
+        length = step.length - 1
+        states.append((found, [t[:, :, :length].clone() for layer in step.layers for t in layer]))
     assert states[0][0] == states[1][0] and len(graphs) == 2
     for a, b in zip(states[0][1], states[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
