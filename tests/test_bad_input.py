@@ -40,7 +40,7 @@ NEW = flags(TINY, out_dir="new")  # a run that would start, but for what follows
 TRAIN = {
     "an unknown setting": (["--colour=red"], ["colour"]),
     "a mistyped setting": (["--max_iter=5"], ["max_iter", "max_iters"]),
-    "a value of another type": (["--max_iters=many"], ["--max_iters=many: max_iters takes a whole number", "not a text"]),
+    "a value of another type": (["--max_iters=many"], ["--max_iters=many: max_iters takes a whole number", "such as 600000"]),
     "a fraction for a whole number": (["--batch_size=1.5"], ["batch_size", "1.5"]),
     "a number for a switch": (["--decay_lr=1"], ["decay_lr"]),
     "not a number": (["--learning_rate=nan"], ["learning_rate"]),

@@ -89,14 +89,13 @@ def synchronisations(mode):
 
         iteration = -1
 
-        def mark(self):
+        def tick(self):
             torch.cuda.set_sync_debug_mode("default")
-            event = super().mark()
+            super().tick()
             found["iterations"] += watching[0]
             watching[0] = self.iteration >= WARM_UP and self.iteration % log_interval != 0
             torch.cuda.set_sync_debug_mode(mode if watching[0] else "default")
             self.iteration += 1
-            return event
 
     mfu.Clock = WatchedClock
     return lambda: found
