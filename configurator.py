@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from nanogpt import config_file, errors
-from nanogpt.errors import ROOT, UserError
+from nanogpt.errors import UserError
 from nanogpt.text_file import read_text
 
 DASHES = "-\u2013\u2014"  # and what editors make of two of them
@@ -56,23 +56,9 @@ def _value(key, text, default, argument):
     return coerce(key, value, default, argument)
 
 
-def _from_config_file(path, settings):
-    """({name: value} of the settings in the config file at `path`, the mistakes in it, the names that it ignores).
-
-    `settings` are {name: value} of all, as they are before it."""
-    found = path if os.path.exists(path) else os.path.join(ROOT, path)
-    where = f"config file {path}"
-    source = read_text(found, where)
-    values = config_file.run(source, found, where, settings)
-    mistakes, ignored = config_file.judge_names(values, source, settings, where)
-    values = {name: coerce(name, values[name], settings[name], where) for name in values if name in settings}
-    return values, mistakes, ignored
-
-
 def documented(path):
     """{name: (default, comment)} of the settings of the script at `path`, as its source has them."""
-    with open(path, encoding="utf-8") as f:
-        source = f.read().partition("configure(globals()")[0]  # they stand above this call
+    source = read_text(path).partition("configure(globals()")[0]  # they stand above this call
     lines = re.findall(r"^([a-z]\w*) = (.+?)  # (.*)$", source, re.M)
     return {name: (default, comment) for name, default, comment in lines}
 
@@ -110,18 +96,17 @@ def configure(namespace, positional=None, sources=()):
             mistakes.append(config_file.unknown(key, names, argument))
         elif argument.startswith(tuple(DASHES)) or (key in names and not os.path.exists(argument)):
             near = config_file.nearest(key.lstrip(DASHES), names)
-            if near and equals:
-                raise UserError(f"{argument}: did you mean --{near}={text}?")
-            example = f", such as --{near}={namespace[near]!r}" if near else ""
+            example = f", such as --{near}={text or repr(namespace[near])}" if near else ""
             raise UserError(f"{argument}: give a setting as --key=value{example}")
         elif positional:
             positional(argument)
         else:
-            values, more_mistakes, ignored = _from_config_file(argument, settings | given)
-            given |= values
+            where = f"config file {argument}"
+            values, more_mistakes, ignored = config_file.run(argument, where, settings | given)
+            given |= {name: coerce(name, value, settings[name], where) for name, value in values.items()}
             mistakes += more_mistakes
             if ignored:
-                notes.append(f"note: config file {argument} sets names that are no settings: {', '.join(ignored)}")
+                notes.append(f"note: {where} sets names that are no settings: {', '.join(ignored)}")
     if mistakes:
         raise UserError("; ".join(mistakes))
     config_file.check_removed(given)

@@ -14,15 +14,16 @@ import pickle
 import sys
 import time
 import traceback
-import types
 
 import numpy as np
 import torch
 
-from nanogpt.errors import UserError
+from nanogpt.errors import ROOT, UserError
+from nanogpt.text_file import read_text
 
 # what nanoGPT's train.py has imported before it runs a config file
 MODULES = {"math": math, "np": np, "os": os, "pickle": pickle, "sys": sys, "time": time, "torch": torch}
+PLAIN = (numbers.Number, np.generic, str, bytes, type(None))
 NEAR = 0.8  # difflib's ratio from which on a name is taken for a setting's: from 0.6 on, data_dir would be out_dir
 # {a setting of earlier versions: (the value that switched it off, what to do in its place)}. Old config files, commands
 # and checkpoints may have the first; any other value is an error.
@@ -32,9 +33,13 @@ REMOVED = {
 }
 
 
-def run(source, path, name, settings):
-    """{name: value} of what the config file with this `source`, read from `path`, sets in the end. Private names and
-    modules are left out. The file can read `settings`, {name: value}. UserError, which calls it `name`, if it fails."""
+def run(path, where, settings):
+    """({name: value} of the settings that a config file sets in the end, its mistakes, the names that it ignores).
+
+    `path` is that from the current folder, else that in the project. The file can read `settings`, {name: value} of all
+    as they are before it. UserError, which calls the file `where`, if it fails."""
+    path = path if os.path.exists(path) else os.path.join(ROOT, path)
+    source = read_text(path, where)
     # The settings so far and the modules are readable like built-ins. So the scope holds only what the file has set.
     scope = {"__builtins__": vars(builtins) | MODULES | settings, "__name__": "__main__", "__file__": path}
     try:
@@ -44,8 +49,9 @@ def run(source, path, name, settings):
         own = [frame.lineno for frame in frames if frame.filename == path]  # the last is the deepest line of the file
         line = own[-1] if own else getattr(error, "lineno", None)
         reason = getattr(error, "msg", None) or f"{type(error).__name__}: {error}"
-        raise UserError(f"{name}, line {line}: {reason}") from None
-    return {k: v for k, v in scope.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}
+        raise UserError(f"{where}, line {line}: {reason}") from None
+    values = {name: value for name, value in scope.items() if name in settings}
+    return values, *judge_names(scope, source, settings, where)
 
 
 def nearest(name, names, ratio=0.6):
@@ -70,8 +76,8 @@ def check_removed(values):
 
 
 def judge_names(found, source, names, where):
-    """(the errors' texts, the ignored names) of what is not in `names`, the settings', of `found`: {name: value} that a
-    config file with this `source` has set.
+    """(the errors' texts, the ignored names) of what is not in `names`, the settings', nor private, of `found`: {name:
+    value} that a config file with this `source` has set.
 
     Modules, functions, classes, containers and other objects are the file's helpers, and so is what the file reads. A
     plain value that is near a setting's name is a mistake, unless the file reads it. The others are ignored.
@@ -80,7 +86,7 @@ def judge_names(found, source, names, where):
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     mistakes, ignored = [], []
     for name, value in found.items():
-        if name in names or not isinstance(value, (numbers.Number, np.generic, str, bytes, type(None))):
+        if name in names or name.startswith("_") or not isinstance(value, PLAIN):
             continue
         near = nearest(name, names, NEAR)
         if near and name not in read:

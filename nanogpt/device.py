@@ -154,8 +154,7 @@ def set_deterministic(deterministic):
     """
     if not deterministic:
         return
-    if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):  # the values that torch accepts for this
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for this
     torch.use_deterministic_algorithms(True)  # torch.compile then does not choose kernels by their speed
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 

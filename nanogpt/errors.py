@@ -152,18 +152,18 @@ def _flush_output():
             os._exit(1)
 
 
-def _is_unread(stream):
-    """Whether the stream leads to a pipe that nobody reads any more."""
+def _is_unread():
+    """Whether stdout leads to a pipe that nobody reads any more."""
     if not hasattr(select, "poll"):  # Windows has none, and no BrokenPipeError
         return False
     poll = select.poll()
-    poll.register(stream.fileno(), 0)  # for no event but errors and hang-ups, which are always reported
+    poll.register(sys.stdout.fileno(), 0)  # for no event but errors and hang-ups, which are always reported
     return bool(poll.poll(0))
 
 
 def report(kind, error, trace):
     """sys.excepthook: prints one line for what is not a bug, and exits."""
-    unread = _is_unread(sys.stdout)
+    unread = _is_unread()
     try:
         sys.stdout.flush()
     except OSError:
@@ -171,7 +171,6 @@ def report(kind, error, trace):
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
     if issubclass(kind, BrokenPipeError) and unread:  # `| head` has read enough: this is no error
-        drop_output()
         sys.exit(0)
     message = str(error) if issubclass(kind, UserError) else machine_failure(error)
     if message is None:
