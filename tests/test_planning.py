@@ -61,7 +61,7 @@ def test_flops_are_torchs_count_and_what_recompute_adds(recompute, dropout, voca
         model(ids, ids)[1].backward()
     in_no_product = sum(p.numel() for p in model.parameters() if p.dim() == 1)  # norms and biases, which 6N counts
     expected = model.flops_per_token() - 6 * in_no_product
-    expected += planning.recompute_flops(config, dropout) if recompute else 0
+    expected += planning.recompute_flops(config) if recompute else 0
     assert counter.get_total_flops() == expected * 3 * 16
 
 
@@ -89,7 +89,7 @@ def test_activations_are_the_tensors_that_autograd_keeps(dtype, dropout):
             with devices.autocast("cpu", dtype, cache=False):
                 model(ids, ids)
         sizes[n_layer] = sum(size for size, _ in kept.values())
-    setup = planning.Setup(3, dtype=dtype, dropout=dropout)
+    setup = planning.Setup(3, dtype=dtype)
     casts = 2 * 12 * 64**2 if dtype == "bfloat16" else 0
     assert planning.block_activations(model.config, setup) + casts == sizes[2] - sizes[1]
 
@@ -109,7 +109,7 @@ def test_memory_is_within_a_tenth_of_what_was_measured(model, batch_size, dtype,
     vocab_size, block_size, n_layer, n_head, n_embd, dropout = model
     config = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, False)
     parameters = sum(p.numel() for p in model_of(config).parameters())
-    setup = planning.Setup(batch_size, recompute=recompute, dtype=dtype, dropout=dropout)
+    setup = planning.Setup(batch_size, recompute=recompute, dtype=dtype)
     found = sum(planning.memory(config, parameters, setup).values()) / 2**20
     assert found == pytest.approx(held, rel=0.1)
 
@@ -117,11 +117,11 @@ def test_memory_is_within_a_tenth_of_what_was_measured(model, batch_size, dtype,
 def test_fsdp_shares_weights_and_optimizer_and_keeps_gradients_whole_between_micro_steps():
     config = GPTConfig(1024, 50304, 12, 12, 768, 0.0, False)
     alone = planning.memory(config, 124_373_760, planning.Setup(12, 5, device_type="cuda"))
-    shared = planning.memory(config, 124_373_760, planning.Setup(12, 5, 8, "fsdp", device_type="cuda"))
+    shared = planning.memory(config, 124_373_760, planning.Setup(12, 5, 8, device_type="cuda"))
     for kind in ("weights", "optimizer"):
         assert shared[kind] == alone[kind] // 8
     assert shared["gradients"] == alone["gradients"]
-    once = planning.memory(config, 124_373_760, planning.Setup(12, 1, 8, "fsdp", device_type="cuda"))
+    once = planning.memory(config, 124_373_760, planning.Setup(12, 1, 8, device_type="cuda"))
     assert once["gradients"] <= alone["gradients"] // 8 + 4 * 50304 * 768
     assert alone["weights"] + alone["gradients"] + alone["optimizer"] == 16 * 124_373_760  # ZeRO, arXiv:1910.02054
 
@@ -190,7 +190,7 @@ def test_a_gpus_memory_is_within_a_tenth_of_what_was_measured_and_its_time_by_ru
     vocab_size, block_size, n_layer, n_head, n_embd, dropout = model
     config = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, False)
     model = model_of(config)
-    setup = planning.Setup(batch_size, recompute=recompute, device_type="cuda", dropout=dropout)
+    setup = planning.Setup(batch_size, recompute=recompute, device_type="cuda")
     found = planning.memory(config, sum(p.numel() for p in model.parameters()), setup)
     assert sum(found.values()) / 2**20 == pytest.approx(held, rel=0.1)
     if ms:

@@ -6,6 +6,7 @@
 It takes config files and all settings of train.py (python train.py --help). Without --gpu it plans for this machine.
 """
 
+import dataclasses
 import os
 import re
 import statistics
@@ -25,7 +26,7 @@ from data.tokens import Tokens
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import gpt2
-from nanogpt.checkpoint import has_run, peek
+from nanogpt.checkpoint import peek
 from nanogpt.distributed import share_evenly
 from nanogpt.errors import ROOT, UserError
 from nanogpt.mfu import find_peak_flops, peak_from_table
@@ -43,23 +44,19 @@ dollars_per_hour = 0.0  # the price of all devices together
 
 TRAIN = os.path.join(ROOT, "train.py")
 of_train = {name: eval(default, {}) for name, (default, _) in documented(TRAIN).items()}  # such as `5 * 8`
-own = {name: globals()[name] for name in [*documented(__file__), "__file__", "__doc__"]}
-namespace = of_train | own
+namespace = of_train | globals()
 settings = configure(namespace, sources=[TRAIN, __file__])
-resumes = namespace["init_from"] == "resume" or (namespace["init_from"] == "auto" and has_run(namespace["out_dir"]))
-saved = {}
-if resumes:
-    saved = peek(namespace["out_dir"])
-    if not saved:
-        raise UserError(f"there is no checkpoint in {namespace['out_dir']} that can be read")
-    resumed = {name: value for name, value in saved["config"].items() if name not in NOT_RESUMED}
-    for line in settings.adopt(resumed):
+saved = peek(namespace["out_dir"]) if namespace["init_from"] in ("resume", "auto") else {}
+if saved:
+    for line in settings.adopt({name: value for name, value in saved["config"].items() if name not in NOT_RESUMED}):
         print(line)
+elif namespace["init_from"] == "resume":
+    raise UserError(f"there is no checkpoint in {namespace['out_dir']} that can be read")
 settings.at_least(1, "count eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
 settings.at_least(0, "max_iters max_seconds vocab_size mfu dollars_per_hour peak_flops")
 settings.at_least(0, "dropout", below=1)
 settings.one_of(optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
-run = SimpleNamespace(**namespace)
+run = SimpleNamespace(**settings.values())
 micro_steps = share_evenly(run.gradient_accumulation_steps, run.count)
 if run.measure and (run.gpu or run.count > 1):
     raise UserError("--measure=True measures this machine, with one process: leave out --gpu and --count")
@@ -72,8 +69,8 @@ GPT2_SIZES = {
 }  # fmt: skip
 data_dir = dataset_folder(run.dataset)
 sizes = {name: namespace[name] for name in ("n_layer", "n_head", "n_embd", "bias", "block_size")}
-if resumes or has_run(run.init_from):
-    sizes |= (saved if resumes else peek(run.init_from))["model_args"]
+if checkpoint := saved or peek(run.init_from):
+    sizes |= checkpoint["model_args"]
 elif run.init_from in GPT2_SIZES:
     sizes |= zip(("n_layer", "n_head", "n_embd"), GPT2_SIZES[run.init_from], strict=True)
     sizes |= {"vocab_size": 50257, "bias": True}
@@ -86,7 +83,8 @@ config = GPTConfig(**sizes)
 config.check()
 with torch.device("meta"), gpt2.WithoutInit():
     model = GPT(config)
-parameters = model.get_num_params(non_embedding=False)
+by_kind = planning.parameters_by_kind(model)
+parameters = sum(by_kind.values())
 tokens_per_iter = run.gradient_accumulation_steps * run.batch_size * config.block_size
 
 # ---- the device --------------------------------------------------------------------------------------------------
@@ -121,15 +119,16 @@ def mib(n):
 
 print(f"plan for {where}, {run.count} x {dtype}")
 print(f"\nparameters: {parameters:,}")
-table([[kind, f"{n:,}"] for kind, n in planning.parameters_by_kind(model).items()])
+table([[kind, f"{n:,}"] for kind, n in by_kind.items()])
 
 # ---- memory, disk and data ---------------------------------------------------------------------------------------
 
 setups = {}
 for sharding in ("ddp", "fsdp") if run.count > 1 else ("one process",):
+    shares = run.count if sharding == "fsdp" else 1
     for recompute in (False, True):
         setups[sharding + ", recompute" * recompute] = planning.Setup(
-            run.batch_size, micro_steps, run.count, sharding, recompute, run.optimizer, dtype, device_type, run.dropout
+            run.batch_size, micro_steps, shares, recompute, run.optimizer, dtype, device_type
         )
 found = [planning.memory(config, parameters, setup) for setup in setups.values()]
 print(f"\nMiB on each device at the peak, batch_size {run.batch_size}, without what Python and torch hold before"
@@ -153,9 +152,9 @@ print(f"the data: {mib(sum(sizes_there))} MiB" if bins else f"the data: {run.dat
 def measured():
     """(seconds of an iteration, the peak memory as train.py prints it), of ten iterations of train.py here."""
     with tempfile.TemporaryDirectory() as folder:
-        wanted = {name: namespace[name] for name in of_train if resumes or name in settings.given}
-        wanted |= {"init_from": "scratch"} if resumes else {}  # the same model, and no other run's folder
-        arguments = [f"--{name}={value}" for name, value in wanted.items()]
+        # a new model of the same sizes, whatever it starts from
+        wanted = namespace | dataclasses.asdict(config) | {"init_from": "scratch"}
+        arguments = [f"--{name}={wanted[name]}" for name in of_train]
         arguments += "--max_iters=9 --eval_iters=1 --eval_interval=1000000 --log_interval=1 --eval_only=False".split()
         arguments += ["--wandb_log=False", "--tensorboard_log=False", f"--out_dir={os.path.join(folder, 'out')}"]
         done = subprocess.run([sys.executable, TRAIN, *arguments], capture_output=True, text=True)
@@ -176,15 +175,15 @@ else:
     print(f"\nan iteration: {seconds * 1000:,.1f} ms at {of_peak}")
 first = min(saved.get("iter_num", 0), run.max_iters + 1)
 iterations, ended_by = run.max_iters + 1 - first, ""
-in_all = planning.run_seconds(
-    seconds, first, run.max_iters, run.eval_interval, run.eval_iters / run.count, micro_steps
-)
+# the processes share an evaluation: eval_iters forward passes for each split, each a third of a micro-step's time
+evaluations = run.max_iters // run.eval_interval - (first - 1) // run.eval_interval
+in_all = seconds * (iterations + evaluations * 2 * run.eval_iters / run.count / micro_steps / 3)
 left = max(0.0, run.max_seconds - saved.get("seconds", 0.0))
 if run.max_seconds and left < in_all:
     ended_by = f", which max_seconds = {run.max_seconds:g} ends"
     iterations, in_all = int(iterations * left / in_all), left
 tokens = tokens_per_iter * iterations
 passes = f", {tokens / (sizes_there[0] / dtype_in(bins[0]).itemsize):,.2f} passes over the data" if bins else ""
-print(f"tokens {'left' if resumes else 'in all'}: {tokens:,} in {iterations:,} iterations{passes}{ended_by}")
+print(f"tokens {'left' if saved else 'in all'}: {tokens:,} in {iterations:,} iterations{passes}{ended_by}")
 cost = f"; {in_all / 3600 * run.dollars_per_hour:,.2f} dollars" if run.dollars_per_hour else ""
 print(f"the run: {in_all / 3600:,.2f} hours, evaluations included, start-up and saves not{cost}")
