@@ -23,19 +23,18 @@ class Dataset:
         self.name, self.folder = name, dataset_folder(name)
         self.facts = read_facts(self.folder)
         self.bins = {split: bin_path(self.folder, split) for split in splits}
-        for path in self.bins.values():
-            check_size(path, block_size, name)
-        self.fingerprints = {split: fingerprint(path) for split, path in self.bins.items()}
-        self.seen = {}  # which file each bin was
-        self.tokens = Tokens.of_dataset(self.folder)
+        self.seen, self.fingerprints = {}, {}  # of each bin: which file it is, and what is in it
         for split, path in self.bins.items():
+            check_size(path, block_size, name)
             tokens, self.seen[split] = open_bin(path)
+            self.fingerprints[split] = fingerprint(path)
             found = {"tokens": len(tokens), "fingerprints": self.fingerprints[split]}
             if self.facts and any(self.facts[key][split] != value for key, value in found.items()):
                 raise UserError(
                     f"{path} is not the one that {FACTS} beside it describes: prepare the dataset again, or remove "
                     f"{FACTS} if another program has written the bins"
                 )
+        self.tokens = Tokens.of_dataset(self.folder)
         if self.facts and not self.tokens.are_gpt2s:
             if (self.tokens.codec_if_here or self.tokens).vocab_size != self.facts["vocab_size"]:
                 raise UserError(f"the tokens of {name} are not those that its {FACTS} counts: prepare it again")

@@ -12,10 +12,8 @@ import numpy as np
 
 from data.bins import dtype_of
 from data.folder import locked, publish, unfinished_bins
-from data.pieces import pieces_for
-from data.text import (
-    CHANGED, check_missing, comes_back, encode_piece, end_of_text, in_threads, pick_codec, say_end,
-)  # fmt: skip
+from data.pieces import pieces
+from data.text import CHANGED, comes_back, encode_piece, end_of_text, in_threads, pick_codec, say_end
 from data.text_files import files_below
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, writing
@@ -23,6 +21,7 @@ from nanogpt.files import flush, whole_file
 from nanogpt.meter import Meter
 
 UNFINISHED = "unfinished.tmp"  # what a stopped run has done
+AT_ONCE = 100  # documents that are encoded in one call
 
 
 def prepare_documents(folder, source, subset, tokenizer):
@@ -34,15 +33,15 @@ def prepare_documents(folder, source, subset, tokenizer):
     """
     codec = pick_codec(tokenizer)
     say_end(codec)
-    if os.path.isfile(source):
-        raise UserError(f"--source={source}: takes a folder, not a file")
     try:
         documents = load_documents(source, subset)
     except Exception as error:  # the libraries below raise a dozen kinds
         other = "" if os.path.isdir(source) else "; --source= takes a folder of .parquet, .jsonl and .txt files too"
         raise UserError(f"--source={source} cannot be loaded: {error.__cause__ or error}{other}") from None
-    check_texts(documents, source)
-    without = documents.data.column("text").null_count
+    texts = documents.data.column("text")
+    if str(texts.type) not in ("string", "large_string", "null"):
+        raise UserError(f"--source={source}: the column text has no texts but {texts.type}")
+    without = texts.null_count
     if len(documents) - without < 2:
         raise UserError(f"--source={source}: {len(documents) - without} document cannot be split into train and val")
     print(f"{len(documents):,} documents" + f", {without:,} of them without a text: these are left out" * bool(without))
@@ -112,29 +111,17 @@ def load_documents(source, subset):
 
     if not os.path.isdir(source):
         return load_dataset(source, subset or None, split="train", num_proc=usable_cores()).select_columns("text")
-    found = {ending: [] for ending in (".jsonl", ".parquet", ".txt")}
-    for path in files_below(source, *found):
-        found[os.path.splitext(path)[1].lower()].append(path)
+    files = files_below(source, ".jsonl", ".parquet", ".txt")
+    jsonl, parquet, txt = ([path for path in files if path.lower().endswith(e)] for e in (".jsonl", ".parquet", ".txt"))
     # one .jsonl at a time, as they may differ in their other columns
-    parts = [load_dataset("json", data_files=path, split="train") for path in found[".jsonl"]]
-    if found[".parquet"]:
-        parts.append(load_dataset("parquet", data_files=found[".parquet"], split="train", columns=["text"]))
-    if found[".txt"]:
-        parts.append(load_dataset("text", data_files=found[".txt"], split="train", sample_by="document"))
+    parts = [load_dataset("json", data_files=path, split="train") for path in jsonl]
+    if parquet:
+        parts.append(load_dataset("parquet", data_files=parquet, split="train", columns=["text"]))
+    if txt:
+        parts.append(load_dataset("text", data_files=txt, split="train", sample_by="document"))
     if not parts:
         raise UserError("there is no .jsonl, .parquet or .txt file in this folder")
     return concatenate_datasets([part.select_columns("text") for part in parts])
-
-
-def check_texts(documents, source):
-    """UserError, which names the first document's number, where a text in `documents` is neither a text nor missing."""
-    from datasets import Value
-
-    if documents.features["text"] in (Value("string"), Value("large_string")):
-        return
-    for number, text in enumerate(documents["text"], 1):
-        if not isinstance(text, str | None):
-            raise UserError(f"--source={source}: the text of document {number:,} is no text but {text!r:.80}")
 
 
 def encode(texts, codec):
@@ -144,9 +131,9 @@ def encode(texts, codec):
     for text in texts:
         if text is None:
             continue
-        for piece in pieces_for(codec, [text.removeprefix("\ufeff")]):  # this mark is no text; all else stays as it is
-            found, length, missing = encode_piece(piece, codec)
-            check_missing(missing, "a document")
+        text = text.removeprefix("\ufeff")  # this mark is no text; all else stays as it is
+        for piece in pieces([text], codec.cuts_at_lines):
+            found, length = encode_piece(piece, codec)
             ids.append(found)
             n_bytes += length
             changed = changed or not comes_back(piece, found, codec)
@@ -154,7 +141,7 @@ def encode(texts, codec):
     return np.concatenate(ids), n_bytes, changed
 
 
-def tokenise(split, documents, path, done, codec, save, at_once=100):
+def tokenise(split, documents, path, done, codec, save):
     """Appends to the file `path` the tokens of those `documents` that are not counted in `done`, counts them there, and
     calls save() when they are on disk.
 
@@ -163,14 +150,14 @@ def tokenise(split, documents, path, done, codec, save, at_once=100):
     # Plain writes, no memory map: on a full disk they raise an error, where a map would end the process.
     with writing(path), open(path, "ab") as f:
         f.truncate(dtype_of(codec.vocab_size).itemsize * done["tokens"])  # what came after the last save is done again
-        starts = range(done["documents"], len(documents), at_once)
-        tasks = in_threads(lambda start: encode(documents[start : start + at_once]["text"], codec), starts)
+        starts = range(done["documents"], len(documents), AT_ONCE)
+        tasks = in_threads(lambda start: encode(documents[start : start + AT_ONCE]["text"], codec), starts)
         for count, (start, (ids, length, changed)) in enumerate(zip(starts, tasks, strict=True), 1):
             f.write(ids.tobytes())
             done["changed"] = done.get("changed", False) or changed
             done["tokens"] += len(ids)
             done["bytes"] += length
-            done["documents"] = min(start + at_once, len(documents))
+            done["documents"] = min(start + AT_ONCE, len(documents))
             meter.show(done["documents"])
             if count % 10 == 0 or done["documents"] == len(documents):
                 flush(f)

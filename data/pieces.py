@@ -6,44 +6,28 @@ import re
 # visible character follows. GPT-2's pattern starts a piece there in any case, since it leaves the last
 # character of a run of white space to what follows. And what stands before the cut splits as it would
 # have, since the pattern takes white space at the end of a text whole.
-BORDER = re.compile(r".*(?=[ \n]\S)", re.DOTALL)  # greedy, so this finds the last one
+BORDER = re.compile(r".+(?=[ \n]\S)", re.DOTALL)  # greedy, so this finds the last one
 LINE_END = re.compile(r".*\n", re.DOTALL)
 PIECE = 1 << 17  # characters
 
 
-def bpe_pieces(texts):
-    """Cuts the concatenation of `texts` anew: the pieces' GPT-2 tokens, in a row, are those of the whole."""
-    return _cut(texts, BORDER)
+def pieces(texts, at_lines=False):
+    """Cuts the concatenation of `texts` anew: the pieces' GPT-2 tokens, in a row, are those of the whole. `at_lines`:
+    it cuts at line ends, for other tokens.
 
-
-def line_pieces(texts):
-    """Cuts the concatenation of `texts` anew, after the last line end in about PIECE characters."""
-    return _cut(texts, LINE_END)
-
-
-def _cut(texts, place):
-    """Pieces that end where `place` ends its last match.
-
-    A piece has about PIECE characters, and never over four times as many (tiktoken breaks down on a
-    million blanks): where two PIECEs hold no such place, as no natural text does, it ends where it stands.
+    A piece has about PIECE characters, and never over four times as many (tiktoken breaks down on a million blanks):
+    where two PIECEs hold no such place, as no natural text does, it ends where it stands.
     """
-    pending = ""
+    place, pending = LINE_END if at_lines else BORDER, ""
     for text in texts:
         for start in range(0, len(text), PIECE):
             pending += text[start : start + PIECE]
             if len(pending) < PIECE:
                 continue
             border = place.match(pending)
-            cut = border.end() if border else 0
-            if not cut and len(pending) >= 2 * PIECE:
-                cut = len(pending)
-            if cut:
+            if border or len(pending) >= 2 * PIECE:
+                cut = border.end() if border else len(pending)
                 yield pending[:cut]
                 pending = pending[cut:]
     if pending:
         yield pending
-
-
-def pieces_for(codec, texts):
-    """Cuts the concatenation of `texts` anew as the tokens of `codec` allow it."""
-    return line_pieces(texts) if codec.cuts_at_lines else bpe_pieces(texts)

@@ -1,7 +1,6 @@
 """From a text to a dataset: what the prepare scripts have in common."""
 
 import os
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -9,17 +8,17 @@ import numpy as np
 
 from data.bins import dtype_of
 from data.codecs import BPECodec, CharCodec, shown
-from data.folder import write_dataset
-from data.pieces import bpe_pieces, pieces_for
+from data.folder import dataset_folder, write_dataset
+from data.pieces import pieces
 from data.text_files import text_chunks
 from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, parse, train_tokenizer
 from nanogpt.device import usable_cores
-from nanogpt.errors import ROOT, UserError, command
+from nanogpt.errors import UserError, command
 from nanogpt.meter import Meter
 
-DATA = os.path.join(ROOT, "data")
 TRAIN_BYTES = 100_000_000  # of text that a tokenizer is trained on, at most
 CHANGED = "the tokens do not give this very text back: the tokenizer's normalizer or decoder changes it"
+
 
 def metered(texts, what, total):
     """Yields `texts` and shows on stderr how many of the `total` characters have gone by."""
@@ -32,11 +31,10 @@ def metered(texts, what, total):
 
 def data_folder(name):
     """The folder of the dataset `name`. UserError where it would not be one under data/."""
-    if not name or os.path.basename(name) != name or name.startswith("."):
+    folder = dataset_folder(name)
+    if not name or os.path.basename(name) != name or name.startswith(".") or os.path.isfile(folder):
         raise UserError(f"--name={name}: takes the name of a folder under data/")
-    if os.path.isfile(os.path.join(DATA, name)):
-        raise UserError(f"--name={name}: there is a file of that name in data/")
-    return os.path.join(DATA, name)
+    return folder
 
 
 def split_at(n, val_fraction):
@@ -76,9 +74,10 @@ def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
     text, or GPT-2's. Between two files comes <|endoftext|>. The last `val_fraction` of the characters are val. Prints
     facts.
     """
-    codec = None if vocab_size else pick_codec(tokenizer)
     if vocab_size:
         check_vocab_size(vocab_size)
+    else:
+        codec = pick_codec(tokenizer)
     # one pass to count; it finds a bad file before anything is written
     lengths = [sum(map(len, text_chunks([path]))) for path in paths]
     n_train = split_at(sum(lengths), val_fraction)
@@ -87,31 +86,27 @@ def prepare_bpe(folder, paths, val_fraction=0.1, tokenizer="", vocab_size=0):
         text = train_tokenizer(_training_texts(paths, n_train, n_bytes), vocab_size)
         codec = codec_of_tokenizer(text, "the new tokenizer")
     say_end(codec)
-    missing, changed = Counter(), []
+    changed = []
 
-    def pieces(start, stop):
+    def parts_of(start, stop):
         """The characters [start, stop) of all files in pieces, and "" where a file ends and another follows."""
         for i, (path, length) in enumerate(zip(paths, lengths, strict=True)):
             if start < length and stop > 0:
-                yield from pieces_for(codec, text_chunks([path], start, stop))
+                yield from pieces(text_chunks([path], start, stop), codec.cuts_at_lines)
                 if length <= stop and i + 1 < len(paths):
                     yield ""
             start, stop = start - length, stop - length
 
     def encoded(text):
         if not text:
-            return end_of_text(codec), 0, {}
-        ids, length, lacking = encode_piece(text, codec)
+            return end_of_text(codec), 0
+        ids, length = encode_piece(text, codec)
         if not changed and not comes_back(text, ids, codec):
             changed.append(text)
-        return ids, length, lacking
+        return ids, length
 
     def arrays(split, start, stop):
-        texts = metered(pieces(start, stop), f"tokenising {split}, characters", stop - start)
-        for ids, length, lacking in in_threads(encoded, texts):
-            missing.update(lacking)
-            yield ids, length
-        check_missing(missing)
+        return in_threads(encoded, metered(parts_of(start, stop), f"tokenising {split}, characters", stop - start))
 
     parts = arrays("train", 0, n_train), arrays("val", n_train, sum(lengths))
     write_dataset(folder, *parts, codec.vocab_size, tokenizer=codec.tokenizer)
@@ -124,10 +119,10 @@ def _training_texts(paths, n_train, n_bytes):
     share, seen, taken = min(1.0, TRAIN_BYTES / n_bytes), 0, 0
     if share < 1:
         print(f"training the tokenizer on {TRAIN_BYTES:,} of {n_bytes:,} bytes, taken evenly over the training part")
-    texts = bpe_pieces(text_chunks(paths, 0, n_train))
+    texts = pieces(text_chunks(paths, 0, n_train))
     for text in metered(texts, "training a tokenizer, characters", n_train):
         seen += len(text)
-        if taken + len(text) <= share * seen or share == 1:
+        if taken + len(text) <= share * seen:
             taken += len(text)
             yield text
 
@@ -155,9 +150,13 @@ def say_end(codec):
 
 
 def encode_piece(text, codec):
-    """(ids, (n,), how many bytes of UTF-8 they stand for, Counter of the characters that the vocabulary lacks)."""
+    """(ids, (n,), how many bytes of UTF-8 they stand for). UserError names the characters that the vocabulary lacks."""
     ids = codec.encode_ordinary(text)
-    return ids, len(text.encode()), codec.missing(text, ids)
+    if missing := codec.missing(text, ids):
+        most = ", ".join(shown(character) for character, _ in missing.most_common(5))
+        more = " and others" if len(missing) > 5 else ""
+        raise UserError(f"the tokenizer has no tokens for these characters of the text: {most}{more}")
+    return ids, len(text.encode())
 
 
 def end_of_text(codec):
@@ -168,13 +167,6 @@ def end_of_text(codec):
 def comes_back(text, ids, codec):
     """Whether the `ids` give this very text back."""
     return codec.bytes_by_id or codec.decode(ids) == text
-
-
-def check_missing(missing, what="the text"):
-    """UserError on the characters in the Counter `missing`, which a tokenizer's vocabulary lacks: those of `what`."""
-    if missing:
-        most = ", ".join(f"{shown(character)} {count:,} times" for character, count in missing.most_common(5))
-        raise UserError(f"the tokenizer has no tokens for {len(missing):,} characters of {what}: {most}")
 
 
 def in_threads(function, items):

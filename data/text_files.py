@@ -1,6 +1,5 @@
 """Text files in: which ones a folder has, and their characters, in small parts."""
 
-import codecs
 import os
 import sys
 
@@ -33,7 +32,8 @@ def files_below(folder, *endings):
             if not entry.is_dir() and not entry.name.lower().endswith(endings):
                 continue
             real = os.path.realpath(entry)
-            if entry.name.startswith(".") or real in seen or _is_empty(real):
+            has_content = entry.is_dir() or entry.is_file() and entry.stat().st_size > 0
+            if entry.name.startswith(".") or real in seen or not has_content:
                 left_out.append(os.path.relpath(entry, folder))
                 continue
             seen.add(real)
@@ -48,14 +48,6 @@ def files_below(folder, *endings):
     return sorted(found)
 
 
-def _is_empty(path):
-    """Whether `path` is a file without any text, or nothing: a link may lead nowhere."""
-    if not os.path.isfile(path):
-        return not os.path.exists(path)
-    with open(path, "rb") as f:
-        return f.read(4) in (b"", codecs.BOM_UTF8)
-
-
 def text_chunks(paths, start=0, stop=sys.maxsize):
     """The characters [start, stop) of the UTF-8 files `paths`, one after the other, in small texts.
 
@@ -64,8 +56,7 @@ def text_chunks(paths, start=0, stop=sys.maxsize):
     position = 0
     for path in paths:
         if not os.path.isfile(path):
-            is_other = os.path.exists(path)
-            raise UserError(f"{path}: {'it is a folder, a pipe or a device' if is_other else 'there is no such file'}")
+            raise UserError(f"{path}: there is no such file, or it is a folder, a pipe or a device")
         with open(path, "rb") as f:
             has_text = False
             for text in decoded(f, path, READ):

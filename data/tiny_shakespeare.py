@@ -3,7 +3,7 @@
 import hashlib
 import os
 
-from data.text import DATA
+from data.folder import dataset_folder
 from nanogpt.errors import UserError
 from nanogpt.files import whole_file
 
@@ -18,12 +18,10 @@ def download(url, path, sha256):
     print(f"downloading {url}")
     try:
         response = requests.get(url, timeout=60)
-        response.raise_for_status()
         is_it = hashlib.sha256(response.content).hexdigest() == sha256
-        reason = "" if is_it else "what came has another SHA-256"
+        reason = "" if is_it else f"HTTP status {response.status_code}, and another SHA-256"
     except requests.RequestException as error:
-        status = getattr(error.response, "status_code", None)
-        reason = f"HTTP status {status}" if status else type(error).__name__
+        reason = type(error).__name__
     if reason:
         raise UserError(f"cannot download {url} ({reason}): fetch it by other means and save it as {path}")
     with whole_file(path) as f:
@@ -32,7 +30,7 @@ def download(url, path, sha256):
 
 def shakespeare(folder):
     """Path of tiny Shakespeare: input.txt in `folder` or in the other dataset made of it, else downloaded."""
-    folders = (folder, os.path.join(DATA, "shakespeare_char"), os.path.join(DATA, "shakespeare"))
+    folders = (folder, dataset_folder("shakespeare_char"), dataset_folder("shakespeare"))
     places = [os.path.join(place, "input.txt") for place in folders]
     for path in places:
         if os.path.exists(path):

@@ -8,12 +8,12 @@ from prepare_scripts import SHAKESPEARE, needs_bpe, needs_shakespeare, tiktoken_
 
 from data import pieces as data_pieces
 from data.codecs import BPECodec
-from data.pieces import bpe_pieces
+from data.pieces import pieces as cut_in_pieces
 
 
 def encoded_in_pieces(texts):
     codec = BPECodec()
-    pieces = list(bpe_pieces(texts))
+    pieces = list(cut_in_pieces(texts))
     return pieces, [i for piece in pieces for i in codec.encode_ordinary(piece).tolist()]
 
 

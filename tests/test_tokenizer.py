@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from data import text as data_text
 from data.documents import prepare_documents
 from data.folder import locked
-from data.pieces import line_pieces, pieces_for
+from data.pieces import pieces as cut_in_pieces
 from data.streaming import stream_text
 from data.codecs import BPECodec, CharCodec, TokenizerCodec
 from data.text import pick_codec
@@ -522,7 +522,7 @@ def test_preparing_again_in_other_tokens_leaves_nothing_of_the_ones_before(work)
 @pytest.mark.parametrize("arguments, said", [
     (["--vocab_size=256"], "--vocab_size=256: must be at least 257"), (["--vocab_size=60000"], "no more than"),
     (["--vocab_size=300", "--tokenizer=x"], "not both"), (["--tokenizer=nowhere.json"], "--tokenizer=nowhere.json"),
-    (["--tokenizer={work}/damaged.json"], "damaged.json"), (["--tokenizer={work}/lacking.json"], "'b' (U+0062) "),
+    (["--tokenizer={work}/damaged.json"], "damaged.json"), (["--tokenizer={work}/lacking.json"], "'b' (U+0062)"),
     (["--tokenizer={work}/characters.json"], "data/text_char/prepare.py"),
 ], ids=["small", "large", "both", "nowhere", "damaged", "lacking", "characters"])  # fmt: skip
 def test_a_wrong_vocabulary_or_tokenizer_is_one_line_and_writes_nothing(work, arguments, said):
@@ -548,7 +548,7 @@ def test_a_tokenizer_of_another_kind_makes_a_dataset_cut_at_line_ends(work, kind
     assert ("no token for the end" in result.stdout) == (kind == "BPE")
     assert "do not give this very text back" in result.stdout
     n = int(len(TEXT * 8) * 0.9)
-    pieces = list(line_pieces([(TEXT * 8)[:n]]))
+    pieces = list(cut_in_pieces([(TEXT * 8)[:n]], at_lines=True))
     assert len(pieces) > 1 and all(piece.endswith("\n") for piece in pieces[:-1])
     tokenizer = hugging_face(trained(kind))
     assert ids(work, "mine", "train").tolist() == [i for piece in pieces for i in ids_by(tokenizer, piece)]
@@ -655,14 +655,14 @@ def test_documents_without_a_text_are_left_out_and_counted_and_an_empty_text_is_
     assert "left out as hidden, empty or there twice: 3, the first is .hidden.jsonl\n" in said
 
 
-def test_a_document_whose_text_is_no_text_is_named_by_its_number(documents, tmp_path):
+def test_documents_whose_texts_are_no_texts_are_one_line(documents, tmp_path):
     import pyarrow
     import pyarrow.parquet
 
     (tmp_path / "source").mkdir()
     table = pyarrow.table({"text": pyarrow.array([None, datetime.date(2024, 5, 17), datetime.date(2024, 5, 18)])})
     pyarrow.parquet.write_table(table, tmp_path / "source" / "a.parquet")
-    with pytest.raises(UserError, match=r"the text of document 2 is no text but datetime.date\(2024, 5, 17\)$"):
+    with pytest.raises(UserError, match=r"the column text has no texts but date32\[day\]$"):
         documents()
     assert not (tmp_path / "data").exists()
 
@@ -698,7 +698,7 @@ def test_openwebtext_in_other_tokens_says_what_text_bpe_says(work, tmp_path):
     (folder / "unfinished.tmp").unlink()
     before = files_in(folder)
     line = error_after_progress(prepare(work, "openwebtext", *arguments))
-    assert "no tokens for 1 characters of a document: '☃' (U+2603) 2 times" in line
+    assert "no tokens for these characters of the text: '☃' (U+2603)" in line
     assert files_in(folder) == before
 
 
@@ -708,5 +708,5 @@ def test_tiny_shakespeare_is_encoded_as_tokenizers_encodes_it():
     text = SHAKESPEARE.read_text(encoding="utf-8")
     trained_text = train_tokenizer([text], 4096)
     codec, tokenizer = codec_of_tokenizer(trained_text, "x"), hugging_face(trained_text)
-    assert [i for p in pieces_for(codec, [text]) for i in codec.encode_ordinary(p).tolist()] == ids_by(tokenizer, text)
+    assert [i for p in cut_in_pieces([text]) for i in codec.encode_ordinary(p).tolist()] == ids_by(tokenizer, text)
     assert codec.decode(codec.encode_ordinary(UNICODE)) == UNICODE

@@ -235,7 +235,7 @@ def encode_rows(runs):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from data.bins import open_bin
-    from data.pieces import pieces_for
+    from data.pieces import pieces
     from data.codecs import BPECodec, TokenizerCodec
     from data.tokenizer import codec_of_tokenizer, train_tokenizer
     from data.tokens import Tokens
@@ -256,7 +256,7 @@ def encode_rows(runs):
     for _ in range(runs):
         for name, codec in codecs.items():
             start = time.perf_counter()
-            for piece in pieces_for(codec, [text]):
+            for piece in pieces([text], codec.cuts_at_lines):
                 codec.encode_ordinary(piece)
             times[name].append(time.perf_counter() - start)
     lines, gpt2 = [], statistics.median(times["GPT-2's tokens"])

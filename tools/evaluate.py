@@ -19,9 +19,9 @@ from configurator import configure
 from data.bins import check_ids
 from data.codecs import bytes_of_ids
 from data.dataset import Dataset
-from data.pieces import pieces_for
+from data.pieces import pieces
 from data.pretrained import Pretrained
-from data.text import check_missing, encode_piece
+from data.text import encode_piece
 from data.text_files import text_chunks
 from model import GPT
 from nanogpt import device as devices
@@ -64,9 +64,8 @@ if stride > block_size:
 
 def ids_of_file(path):
     """Yields the ids of the text in `path`, part by part, and counts them and their bytes in `of_file`."""
-    for text in pieces_for(codec, text_chunks([path])):
-        ids, n_bytes, missing = encode_piece(text, codec)
-        check_missing(missing)
+    for text in pieces(text_chunks([path]), codec.cuts_at_lines):
+        ids, n_bytes = encode_piece(text, codec)
         of_file["tokens"] += len(ids)
         of_file["bytes"] += n_bytes
         yield ids
@@ -114,9 +113,7 @@ def show(done):
 
 
 with devices.autocast(device, dtype):
-    totals = evaluate(
-        model, chunks, block_size, stride or block_size, batch_size, bytes_of, device, processes, show
-    )
+    totals = evaluate(model, chunks, block_size, stride or block_size, batch_size, bytes_of, device, processes, show)
 if totals:
     if bytes_of is None and (file or facts):
         totals.bytes = totals.tokens * (of_file["bytes"] / of_file["tokens"] if file else corpus.bytes_per_token(split))

@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from configurator import configure
 from data.text import data_folder, prepare_chars, print_next
 from data.text_files import text_chunks, text_files
-from nanogpt.errors import UserError, advise_on_memory
+from nanogpt.errors import advise_on_memory
 
 name = "text_char"  # the dataset's name: the folder under data/ that it is written to
 
@@ -31,8 +31,6 @@ if files:
     text = "".join(text_chunks(text_files(files)))
 else:
     library = sorted(glob.glob(os.path.join(glob.escape(sysconfig.get_path("stdlib")), "*.py")))
-    if not library:
-        raise UserError("this Python comes without its standard library's source: give a text FILE")
     text = "".join(Path(path).read_text(encoding="ascii", errors="ignore") for path in library)
     print(f"the standard library of Python {sys.version.split()[0]}: {len(library)} files")
 prepare_chars(folder, text)
