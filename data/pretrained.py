@@ -33,7 +33,8 @@ class Pretrained:
                 remarks.append(f"{folder} has other tokens than the run was trained on: using those in {path}")
             return cls(model, tokens, path, True, dataset, remarks)
         if not init_from.startswith("gpt2") and not os.path.isdir(init_from):
-            raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a model's folder; train.py also scratch and auto")
+            also = "; train.py also scratch and auto"
+            raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a model's folder{also}")
         model = GPT.from_pretrained(init_from, {"dropout": dropout})
         tokens = Tokens.of_gpt2(init_from, model.config.vocab_size)
         return cls(model, tokens, init_from, is_run=False)

@@ -13,6 +13,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
+import numpy as np
 import torch
 
 from configurator import configure
@@ -28,7 +29,7 @@ from nanogpt import device as devices
 from nanogpt.distributed import Processes
 from nanogpt.errors import UserError
 from nanogpt.meter import Meter
-from tools.evaluation import chunks_of, evaluate
+from tools.evaluation import evaluate
 
 # ---- settings ----------------------------------------------------------------------------------------------------
 
@@ -73,10 +74,9 @@ def ids_of_file(path):
 
 def ids_of_split(path):
     """Yields the ids of the bin at `path`, part by part, each checked."""
-    position = 0
-    for ids in chunks_of(lambda: corpus.open(split), 1 << 20):
+    for position in range(0, n_tokens, 1 << 20):  # a map's pages count as this process's memory while it is held
+        ids = np.array(corpus.open(split)[position : position + (1 << 20)])
         check_ids(ids, vocab_size, path, position)
-        position += len(ids)
         yield ids
 
 

@@ -5,7 +5,6 @@ n tokens give n - 1 predictions, since the first token is context only. Span k p
 has the T - S tokens before them as context.
 """
 
-import dataclasses
 import math
 from itertools import groupby, islice
 
@@ -55,30 +54,15 @@ def nats_of(model, ids, new):
     return token_losses(hidden, model.lm_head, ids[:, -new:]).cpu().double()
 
 
-@dataclasses.dataclass
 class Totals:
-    """What the spans so far add up to. A span's L nats for its n predictions are added by math.fsum, whose result
-    does not depend on the order."""
+    """What the spans of a text add up to, by math.fsum, whose result does not depend on their order.
 
-    tokens: int = 0  # predictions: the sum of n
-    bytes: int = 0  # of the text that they stand for
-    spans: int = 0
-    nats: float = 0.0  # sum of L
-    nats_squared: float = 0.0  # sum of L^2
-    nats_tokens: float = 0.0  # sum of L n
-    tokens_squared: int = 0  # sum of n^2
+    spans (S, 3), float64: of each its nats L, its n predictions, and the bytes of text that these stand for.
+    """
 
-    def add_span(self, nats, n_bytes):
-        """Takes in a span: nats (n,) of each prediction, and the bytes that the predicted tokens stand for."""
-        n, total = len(nats), math.fsum(nats)
-        self.tokens, self.bytes, self.spans = self.tokens + n, self.bytes + n_bytes, self.spans + 1
-        self.nats += total
-        self.nats_squared += total * total
-        self.nats_tokens += total * n
-        self.tokens_squared += n * n
-
-    def __add__(self, other):
-        return Totals(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+    def __init__(self, spans):
+        self.spans = spans
+        self.nats, self.tokens, self.bytes = map(math.fsum, spans.T)
 
     @property
     def loss(self):
@@ -94,19 +78,18 @@ class Totals:
     def standard_error(self):
         """Of the loss, over spans as independent draws: that of a ratio of sums (Cochran, Sampling Techniques,
         1977, chapter 6), which for spans of one length is their standard deviation / sqrt(spans). None for one."""
-        if self.spans < 2:
+        nats, n, _ = self.spans.T
+        if len(n) < 2:
             return None
-        r, K = self.loss, self.spans
-        squares = self.nats_squared - 2 * r * self.nats_tokens + r * r * self.tokens_squared  # sum of (L - r n)^2
-        return math.sqrt(max(0.0, squares) * K / (K - 1)) / self.tokens
+        return math.sqrt(((nats - self.loss * n) ** 2).sum() * len(n) / (len(n) - 1)) / self.tokens
 
     def line(self, name):
         """A line such as `val: 1.4657 nats a token, perplexity 4.331, ...`."""
         perplexity = math.exp(self.loss) if self.loss < 700 else math.inf
         text = f"{name}: {self.loss:.4f} nats a token, perplexity {perplexity:.3f}, "
         text += f"{self.bits_per_byte:.4f} bits per byte, " if self.bytes else ""
-        error = "unknown (a single window)" if self.spans < 2 else f"{self.standard_error:.4f}"
-        return f"{text}{self.tokens:,} tokens, standard error {error}"
+        error = "unknown (a single window)" if len(self.spans) < 2 else f"{self.standard_error:.4f}"
+        return f"{text}{self.tokens:,.0f} tokens, standard error {error}"
 
 
 def evaluate(model, chunks, block_size, stride, batch_size, bytes_of, device, processes, shown):
@@ -116,24 +99,14 @@ def evaluate(model, chunks, block_size, stride, batch_size, bytes_of, device, pr
     bytes_of (V,) int64: the bytes of text of each id, or None where these are not known. shown(tokens): is called after
     each batch with the number of tokens that have been predicted, over all processes.
     """
-    own, done, W = Totals(), 0, processes.world_size
+    own, done = [np.zeros((0, 3))], 0
     batch_size = batch_size or max(1, BATCH_TOKENS // block_size)
     for k, (ids, new) in enumerate(batches(spans(chunks, block_size, stride), batch_size)):
-        done += ids[:, -new:].size
-        if k % W != processes.rank:
-            continue
-        nats = nats_of(model, torch.from_numpy(ids).to(device), new)
-        for row, row_nats in zip(ids, nats.tolist(), strict=True):
-            own.add_span(row_nats, 0 if bytes_of is None else int(bytes_of[row[-new:]].sum()))
+        if k % processes.world_size == processes.rank:
+            nats = nats_of(model, torch.from_numpy(ids).to(device), new).tolist()
+            n_bytes = np.zeros(len(ids)) if bytes_of is None else bytes_of[ids[:, -new:]].sum(1)
+            own.append(np.stack([list(map(math.fsum, nats)), np.full(len(ids), new), n_bytes], axis=1))
+        done += len(ids) * new
         shown(done)
-    found = processes.gather(own)
-    return found and sum(found, Totals())
-
-
-def chunks_of(tokens, size):
-    """Yields `tokens()`, an array of n ids that is opened anew for each part (a map's read pages count as this
-    process's memory while it is held), `size` ids at a time."""
-    n = len(tokens())
-    for start in range(0, n, size):
-        yield np.array(tokens()[start : start + size])
-
+    found = processes.gather(np.concatenate(own))
+    return found and Totals(np.concatenate(found))
