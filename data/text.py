@@ -1,5 +1,6 @@
 """From a text to a dataset: what the prepare scripts have in common."""
 
+import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from data.codecs import BPECodec, CharCodec, shown
 from data.folder import write_dataset
 from data.pieces import bpe_pieces, pieces_for
 from data.text_files import text_chunks
-from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, parse, train_tokenizer
+from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, train_tokenizer
 from nanogpt.device import usable_cores
 from nanogpt.errors import ROOT, UserError, command
 from nanogpt.meter import Meter
@@ -139,7 +140,7 @@ def pick_codec(tokenizer):
     codec = find_tokenizer(tokenizer)
     if isinstance(codec, CharCodec):
         raise UserError(f"--tokenizer={tokenizer} is one of characters: data/text_char/prepare.py makes such a dataset")
-    if codec.tokenizer and parse(codec.tokenizer, tokenizer)["model"].get("dropout"):
+    if codec.tokenizer and json.loads(codec.tokenizer)["model"].get("dropout"):
         print("this tokenizer's BPE dropout is switched off: the same text always has the same tokens")
     if codec.cuts_at_lines:
         print("the text is cut at line ends every 131,072 characters or so: this tokenizer's ids may depend on where")
