@@ -4,6 +4,7 @@ Every codec has vocab_size, encode(text) -> ids, decode(ids) -> text, piece(id) 
 (not always whole characters), known(id) -> whether it stands for anything, and
     eot, end      the id that ends a document, and its name; None where there is none
     tokenizer     the text of its tokenizer.json; None for characters and for GPT-2's tokens
+    meta          the content of its meta.pkl; None but for characters
     bytes_by_id   whether piece() tells how many bytes of the original text an id stands for
 A prepare script uses three more: encode_ordinary(text) -> the ids (n,) of plain text, missing(text, ids) and
     cuts_at_lines whether ids depend on where a text is cut, so that it is cut at line ends (data/pieces.py)
@@ -58,7 +59,7 @@ def first_prompt(codec, start):
 class Codec:
     """What the codecs have in common. `_pieces`, {id: bytes}: of every id that stands for something."""
 
-    eot = end = tokenizer = None
+    eot = end = tokenizer = meta = None
     bytes_by_id = True
     cuts_at_lines = False
 
@@ -91,7 +92,7 @@ class CharCodec(Codec):
     """A character an id, by the table in `meta`; UserError where it has none, naming `where` it is from."""
 
     def __init__(self, meta, where="meta.pkl"):
-        meta = check_meta(meta, where)
+        self.meta = meta = check_meta(meta, where)
         if "stoi" not in meta:
             raise UserError(f"{where} has no characters (no stoi and no itos), so its ids cannot be made into text")
         self.vocab_size, self.stoi = meta["vocab_size"], meta["stoi"]

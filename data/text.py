@@ -175,7 +175,7 @@ def check_missing(missing, what="the text"):
     """UserError on the characters in the Counter `missing`, which a tokenizer's vocabulary lacks: those of `what`."""
     if missing:
         most = ", ".join(f"{shown(character)} {count:,} times" for character, count in missing.most_common(5))
-        raise UserError(f"the tokenizer has no tokens for {len(missing):,} characters of {what}: {most}")
+        raise UserError(f"the vocabulary has no tokens for {len(missing):,} characters of {what}: {most}")
 
 
 def in_threads(function, items):
