@@ -33,7 +33,7 @@ max_new_tokens = 500  # tokens in each
 temperature = 0.8  # 1.0: as the model predicts; below: safer, and repeats more; 0: always the most likely token
 top_k = 200  # draw from this many most likely tokens only; 0: from all
 top_p = 1.0  # draw from the most likely tokens only whose probabilities sum to this; 1.0: from all
-stop = ""  # a text that ends a sample, and is not printed; without it a sample has max_new_tokens
+stop = ""  # a text that ends a sample, and is not printed; empty: a sample has max_new_tokens
 window_step = 1  # tokens the full context drops at a time; 1 is exact, more is many times faster
 seed = 1337  # sample k, or the answer to prompt k, takes seed + k
 device = "auto"  # cuda, cuda:N, mps or cpu
@@ -45,8 +45,6 @@ settings.at_least(1, "num_samples window_step")
 settings.at_least(0, "max_new_tokens temperature top_k seed")
 if not 0 < top_p <= 1:
     raise UserError(f"--top_p={top_p}: must be above 0 and at most 1")
-if "stop" in settings.given and not stop:
-    raise UserError("--stop= is empty: give the text that ends a sample, or leave it out")
 advise_on_memory("try a smaller --num_samples, or --dtype=bfloat16")
 device = devices.pick_device(device)
 device_type = devices.set_up(device)
@@ -90,9 +88,9 @@ def generator(k):
 
 def write(text, generators):
     """Prints a sample that continues `text` for each of `generators`, the first one as it is generated."""
-    if not text:
-        raise UserError("the prompt is empty: give at least one character")
     ids = codec.encode(text)
+    if not ids:
+        raise UserError("the prompt is empty, or the tokenizer drops all of it: give at least one character")
     prompt = torch.tensor([ids], device=device).expand(len(generators), -1)  # (B, T)
     tokens = on_host(model.stream(prompt, max_new_tokens, window_step, generators, step))
     for k, rows in enumerate(itertools.tee(tokens, len(generators))):  # a row asks for tokens until its text ends

@@ -2,20 +2,22 @@
 
 Every codec has vocab_size, encode(text) -> ids, decode(ids) -> text, piece(id) -> the bytes of UTF-8 that the id adds
 (not always whole characters), known(id) -> whether it stands for anything, and
-    eot           the id that ends a document, or None
+    eot, end      the id that ends a document, and its name; None where there is none
     tokenizer     the text of its tokenizer.json; None for characters and for GPT-2's tokens
+    meta          the content of its meta.pkl; None but for characters
     bytes_by_id   whether piece() tells how many bytes of the original text an id stands for
-A prepare script uses three more: encode_ordinary(text), missing(text, ids) and
+A prepare script uses three more: encode_ordinary(text) -> the ids (n,) of plain text, missing(text, ids) and
     cuts_at_lines whether ids depend on where a text is cut, so that it is cut at line ends (data/pieces.py)
 """
 
-import functools
 import itertools
 import math
 import os
 import re
 import tempfile
 from collections import Counter
+from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -25,8 +27,9 @@ from nanogpt.errors import UserError, require
 
 END = "<|endoftext|>"
 GPT2_VOCAB_SIZE = 50257
-# what tiktoken calls GPT-2's vocab.bpe and encoder.json in its cache: the SHA-1 of their addresses
-GPT2_FILES = ("6d1cbeee0f20b3d9449abfede4726ed8212e3aee", "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
+# what tiktoken calls GPT-2's encoder.json in its cache, which it stores last: the SHA-1 of its address
+GPT2_FILE = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
+NO_TOKEN = "\0no token\0"
 
 
 def bytes_of_ids(codec, vocab_size):
@@ -40,15 +43,13 @@ def bytes_of_ids(codec, vocab_size):
 
 def first_prompt(codec, start):
     """(a prompt, remarks for the user): `start`, or where `codec` lacks its characters the first token that is one."""
-    lacking = None
-    for text in itertools.chain([start], (codec.decode([i]) for i in range(codec.vocab_size) if codec.known(i))):
-        try:
+    tokens = (codec.decode([i]) for i in range(codec.vocab_size) if codec.known(i))
+    for text in itertools.chain([start], tokens):
+        with suppress(UserError):
             if codec.encode(text):
-                said = f"{lacking}, the default prompt: the samples begin with {text!r} (--start= gives another)"
-                return text, [said] if lacking else []
-        except UserError as error:
-            lacking = lacking or error
-    raise lacking
+                said = f"no tokens for {start!r}, the default prompt: the samples begin with {text!r} (or --start=)"
+                return text, [] if text == start else [said]
+    return start, []
 
 
 # ----------------------------------------------------------------------------------------------
@@ -58,7 +59,7 @@ def first_prompt(codec, start):
 class Codec:
     """What the codecs have in common. `_pieces`, {id: bytes}: of every id that stands for something."""
 
-    eot = tokenizer = None
+    eot = end = tokenizer = meta = None
     bytes_by_id = True
     cuts_at_lines = False
 
@@ -67,6 +68,17 @@ class Codec:
 
     def piece(self, id):
         return self._pieces[id]
+
+    def encode(self, text):
+        """List of ids; the token that ends a document may stand in the text by its name. UserError names the first
+        character that the vocabulary lacks."""
+        ids = []
+        for i, part in enumerate([text] if self.eot is None else text.split(self.end)):
+            found = self.encode_ordinary(part)
+            if missing := self.missing(part, found):
+                raise UserError(f"the vocabulary has no character {shown(next(iter(missing)))}")
+            ids += [self.eot, *found.tolist()] if i else found.tolist()
+        return ids
 
     def decode(self, ids):
         return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
@@ -80,22 +92,17 @@ class CharCodec(Codec):
     """A character an id, by the table in `meta`; UserError where it has none, naming `where` it is from."""
 
     def __init__(self, meta, where="meta.pkl"):
-        meta = check_meta(meta, where)
+        self.meta = meta = check_meta(meta, where)
         if "stoi" not in meta:
             raise UserError(f"{where} has no characters (no stoi and no itos), so its ids cannot be made into text")
         self.vocab_size, self.stoi = meta["vocab_size"], meta["stoi"]
         self._pieces = {i: text.encode("utf-8") for i, text in meta["itos"].items()}
 
-    def encode(self, text):
-        """List of ids; UserError names the first character that the vocabulary lacks."""
-        for character in text:
-            if character not in self.stoi:
-                raise UserError(f"the vocabulary has no character {shown(character)}")
-        return [self.stoi[character] for character in text]
-
     def encode_ordinary(self, text):
-        """Ids as a dataset holds them, (n,); UserError as encode()."""
-        return np.array(self.encode(text), dtype=dtype_of(self.vocab_size))
+        return np.array([self.stoi[c] for c in text if c in self.stoi], dtype=dtype_of(self.vocab_size))
+
+    def missing(self, text, ids):
+        return Counter(c for c in text if c not in self.stoi)
 
 
 class BPECodec(Codec):
@@ -114,12 +121,7 @@ class BPECodec(Codec):
         self.vocab_size = self._encoding.max_token_value + 1
         self._pieces = {id: token for token, id in self.ranks.items()} | {self.eot: end.encode("utf-8")}
 
-    def encode(self, text):
-        """List of ids; <|endoftext|> in the text is the one token of that name."""
-        return self._encoding.encode(text, allowed_special={self.end}, disallowed_special=())
-
     def encode_ordinary(self, text):
-        """Ids as a dataset holds them, (n,); <|endoftext|> is but the characters it is spelt with."""
         return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype_of(self.vocab_size))
 
 
@@ -127,7 +129,7 @@ def gpt2_is_cached():
     """Whether tiktoken has GPT-2's vocabulary on disk, so that it need not fetch it."""
     folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
     folder = os.path.join(tempfile.gettempdir(), "data-gym-cache") if folder is None else folder
-    return all(os.path.exists(os.path.join(folder, name)) for name in GPT2_FILES)
+    return os.path.exists(os.path.join(folder, GPT2_FILE))
 
 
 def gpt2_encoding():
@@ -167,18 +169,18 @@ class TokenizerCodec(Codec):
             raise
         except BaseException as error:  # its own class of exception is no other than Exception, and a panic is none
             raise UserError(f"{where} is not a tokenizer.json that can be read: {str(error)[:200]}") from None
-        self._drops = unknown is None and isinstance(self._tokenizer.model, BPE)  # what it lacks, without a word
-        if isinstance(self._tokenizer.model, BPE):
-            self._tokenizer.model.dropout = None
-        self._longest_word = getattr(self._tokenizer.model, "max_input_chars_per_word", math.inf)  # WordPiece's
+        model = self._tokenizer.model
+        if isinstance(model, BPE):
+            model.dropout = None
+            model.unk_token = model.unk_token or NO_TOKEN  # so it raises where it would drop a character without a word
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # <|endoftext|> in a text is plain text
-        self.tokenizer, self.end, self._unknown = text, end, unknown
-        self.eot = self._tokenizer.token_to_id(end) if end else None
         vocab = self._tokenizer.get_vocab()
         if not vocab:
             raise UserError(f"{where} has no tokens")
+        self.tokenizer, self.end, self.eot = text, end, vocab.get(end)
+        self._unknown = -1 if unknown is None else unknown
         self.vocab_size, self.bytes_by_id = max(vocab.values()) + 1, bool(bytes_of)
         added = self._tokenizer.get_added_tokens_decoder()
         special = {id for id, token in added.items() if token.special and id != self.eot} | {unknown}
@@ -187,65 +189,41 @@ class TokenizerCodec(Codec):
             for name, id in vocab.items()
             if id not in special
         }
-        names = [end, None if unknown is None else self._tokenizer.id_to_token(unknown)]
-        inside = (f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names if name and name[1:])
-        self._inside_names = re.compile("|".join(inside) or r"(?!)")  # places in a text, and (?!) is in none
-        self._lacks = functools.cache(self._lacks)
-
-    def encode(self, text):
-        """List of ids; the token that ends a document may stand in the text by its name. UserError where the vocabulary
-        lacks a character, or the text gives no ids."""
-        ids = []
-        for i, part in enumerate(text.split(self.end) if self.end else [text]):
-            ids += [self.eot] if i else []
-            ids += (found := self.encode_ordinary(part).tolist())
-            if missing := self.missing(part, found):
-                raise UserError(f"the vocabulary has no character {shown(next(iter(missing)))}")
-        if not ids:
-            raise UserError(f"the tokenizer makes no token of {text[:20]!r}")
-        return ids
+        names = [name for name, id in vocab.items() if id in (self.eot, self._unknown)]
+        inside = "|".join(f"(?<={re.escape(name[:1])})(?={re.escape(name[1:])})" for name in names)
+        self._inside_names = re.compile(inside or r"(?!)")  # places in a text, and (?!) is in none
 
     def encode_ordinary(self, text):
-        """Ids as a dataset holds them, (n,): none where the vocabulary lacks a character and no id stands for that."""
-        ids = self._encode(text) or []
-        if {self.eot, self._unknown} & set(ids) and self._inside_names.search(text):
+        """Ids of plain text, (n,): -1 for what the vocabulary lacks, where it has no id for that."""
+        ids = self._encode(text).ids
+        if not {self.eot, self._unknown}.isdisjoint(ids):
             # a model that has such a name among its pieces takes it for that token: it cannot where the text is cut
-            ids = [id for part in self._inside_names.split(text) for id in self._encode(part) or []]
-        return np.array(ids, dtype=dtype_of(self.vocab_size))
+            ids = [id for part in self._inside_names.split(text) for id in self._encode(part).ids]
+        return np.array(ids, dtype=np.int64)
 
     def _encode(self, text):
-        """Its ids; None where the vocabulary lacks a character and no id stands for that, which tokenizers raises."""
+        """What has its `ids` and `offsets`. Where tokenizers raises, as no id stands for what the vocabulary lacks, the
+        whole text is unknown."""
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return self._tokenizer.encode(text, add_special_tokens=False)
         except Exception:  # its own class of exception
-            return None
-
-    def _lacks(self, character):
-        """Whether the vocabulary lacks a character, or a part of it, where it stands alone."""
-        tokenizer = self._tokenizer
-        if not self._drops:
-            ids = self._encode(character)
-            return ids is None or self._unknown in ids
-        text = tokenizer.normalizer.normalize_str(character) if tokenizer.normalizer else character
-        words = tokenizer.pre_tokenizer.pre_tokenize_str(text) if tokenizer.pre_tokenizer else [(text, None)]
-        return any(sum(len(token.value) for token in tokenizer.model.tokenize(word)) < len(word) for word, _ in words)
+            return SimpleNamespace(ids=[self._unknown], offsets=[(0, len(text))])
 
     def missing(self, text, ids):
-        if self._unknown in ids:
-            found = self._tokenizer.encode(text, add_special_tokens=False)
-            spans = zip(found.ids, found.offsets, strict=True)
-            words = [text[start:end] for id, (start, end) in spans if id == self._unknown]
-            if len(longest := max(words, key=len)) > self._longest_word:
-                raise UserError(
-                    f"the tokenizer takes no word of more than {self._longest_word} characters (WordPiece's "
-                    f"max_input_chars_per_word), and {longest[:20]!r}... has {len(longest):,}"
-                )
-            text = "".join(words)
-        elif not self._drops and (len(ids) or self._encode(text) is not None):
+        if self._unknown not in ids:
             return Counter()
-        alone = Counter(c for c in text if self._lacks(c))
-        # one character may make a whole word unknown, or words may be all that is known
-        return alone if alone or self._drops else Counter(text)
+        found = self._encode(text)
+        spans = zip(found.ids, found.offsets, strict=True)
+        words = [text[start:end] for id, (start, end) in spans if id == self._unknown]
+        counts = Counter("".join(words))
+        alone = Counter({c: n for c, n in counts.items() if self._unknown in self._encode(c).ids})
+        limit = getattr(self._tokenizer.model, "max_input_chars_per_word", math.inf)
+        if not alone and len(longest := max(words, key=len)) > limit:
+            raise UserError(
+                f"the tokenizer takes no word of more than {limit} characters (WordPiece's "
+                f"max_input_chars_per_word), and {longest[:20]!r}... has {len(longest):,}"
+            )
+        return alone or counts  # one character may make a whole word unknown, or words may be all that is known
 
     def decode(self, ids):
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)

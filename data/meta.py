@@ -58,8 +58,8 @@ def check_meta(meta, where):
         return {"vocab_size": size}
     if (
         not all(0 <= i < size for i in itos)
-        or len(itos) != len(stoi)
         or itos != _inverse(stoi)
+        or stoi != _inverse(itos)
         or re.search("[\ud800-\udfff]", "".join(stoi))  # half a character, which cannot be printed
     ):
         raise UserError(f"{where} is not a meta.pkl: stoi and itos are no table of {size:,} characters")

@@ -33,11 +33,10 @@ def until(stop, texts):
     held = ""
     for text in texts:
         held += text
-        at = held.find(stop) if stop else -1
-        if at >= 0:
-            yield held[:at]
+        if stop and stop in held:
+            yield held.partition(stop)[0]
             return
-        may_begin = next((k for k in range(min(len(stop) - 1, len(held)), 0, -1) if held.endswith(stop[:k])), 0)
-        yield held[: len(held) - may_begin]
-        held = held[len(held) - may_begin :]
+        safe = len(held) - next((k for k in range(len(stop) - 1, 0, -1) if held.endswith(stop[:k])), 0)
+        yield held[:safe]
+        held = held[safe:]
     yield held

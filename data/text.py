@@ -1,5 +1,6 @@
 """From a text to a dataset: what the prepare scripts have in common."""
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,7 +12,7 @@ from data.codecs import BPECodec, CharCodec, shown
 from data.folder import dataset_folder, write_dataset
 from data.pieces import pieces
 from data.text_files import text_chunks
-from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, parse, train_tokenizer
+from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, train_tokenizer
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, command
 from nanogpt.meter import Meter
@@ -134,7 +135,7 @@ def pick_codec(tokenizer):
     codec = find_tokenizer(tokenizer)
     if isinstance(codec, CharCodec):
         raise UserError(f"--tokenizer={tokenizer} is one of characters: data/text_char/prepare.py makes such a dataset")
-    if codec.tokenizer and parse(codec.tokenizer, tokenizer)["model"].get("dropout"):
+    if codec.tokenizer and json.loads(codec.tokenizer)["model"].get("dropout"):
         print("this tokenizer's BPE dropout is switched off: the same text always has the same tokens")
     if codec.cuts_at_lines:
         print("the text is cut at line ends every 131,072 characters or so: this tokenizer's ids may depend on where")
@@ -155,7 +156,7 @@ def encode_piece(text, codec):
     if missing := codec.missing(text, ids):
         most = ", ".join(shown(character) for character, _ in missing.most_common(5))
         more = " and others" if len(missing) > 5 else ""
-        raise UserError(f"the tokenizer has no tokens for these characters of the text: {most}{more}")
+        raise UserError(f"the vocabulary has no tokens for these characters of the text: {most}{more}")
     return ids, len(text.encode())
 
 

@@ -6,7 +6,7 @@ the library tokenizers, which encodes the other kinds, and trains. It is importe
 
 import json
 import os
-from contextlib import suppress
+from contextlib import contextmanager
 
 from data.codecs import END, GPT2_VOCAB_SIZE, BPECodec, CharCodec, TokenizerCodec
 from nanogpt.errors import UserError, require
@@ -32,12 +32,11 @@ BYTE_OF = {character: byte for byte, character in SPELLING.items()}
 
 def check_vocab_size(vocab_size):
     """UserError where no tokenizer of that size can be trained here."""
-    if vocab_size < LEAST_VOCAB_SIZE:
+    if not LEAST_VOCAB_SIZE <= vocab_size <= LARGEST_ID:
         raise UserError(
-            f"--vocab_size={vocab_size}: must be at least {LEAST_VOCAB_SIZE}: a token for each byte, and {END}"
+            f"--vocab_size={vocab_size}: must be at least {LEAST_VOCAB_SIZE}, a token for each byte and {END}, and at "
+            f"most {LARGEST_ID:,}"
         )
-    if vocab_size > LARGEST_ID:
-        raise UserError(f"--vocab_size={vocab_size}: must be at most {LARGEST_ID:,}")
     require("--vocab_size", "tokenizers")
 
 
@@ -71,38 +70,29 @@ def train_tokenizer(texts, vocab_size):
 def find_tokenizer(path_or_name):
     """The codec of --tokenizer=PATH: a tokenizer.json, or a folder that has one; "gpt2" is GPT-2's. UserError where it
     is none of them."""
-    path = path_or_name
-    if os.path.isdir(path):
-        path = os.path.join(path, "tokenizer.json")
-        if not os.path.isfile(path):
-            raise UserError(f"--tokenizer={path_or_name}: there is no tokenizer.json in this folder")
+    path = os.path.join(path_or_name, "tokenizer.json") if os.path.isdir(path_or_name) else path_or_name
     if os.path.exists(path):
         return codec_of_tokenizer(read_text(path), path)
-    if path != "gpt2":
-        raise UserError(f"--tokenizer={path}: takes a tokenizer.json, a folder that has one, or gpt2")
-    return BPECodec()
+    if path == "gpt2":
+        return BPECodec()
+    raise UserError(f"--tokenizer={path_or_name}: takes a tokenizer.json, a folder that has one, or gpt2")
 
 
-def parse(text, where):
-    """The content of a tokenizer.json, a dict whose "model" is a dict; UserError, naming `where`, if it is none."""
-    with suppress(ValueError, RecursionError):
-        content = json.loads(text)
-        if isinstance(content, dict) and isinstance(content.get("model"), dict):
-            return content
-    raise _damaged(where)
-
-
-def _damaged(where):
-    return UserError(f"{where} is not a tokenizer.json: it is damaged, or of another kind")
+@contextmanager
+def _reading(where):
+    """UserError, naming `where`, if what the block reads is not a tokenizer.json: what it needs has another form."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, RecursionError, AttributeError, LookupError, TypeError, OverflowError):
+        raise UserError(f"{where} is not a tokenizer.json: it is damaged, or of another kind") from None
 
 
 def codec_of_tokenizer(text, where):
     """The codec of the tokenizer.json whose `text` is from `where`; UserError if it is damaged or of no known kind."""
-    content = parse(text, where)
-    try:
-        codec = _codec(content, text, where)
-    except (AttributeError, LookupError, TypeError):  # a part of it is of another form
-        raise _damaged(where) from None
+    with _reading(where):
+        codec = _codec(json.loads(text), text, where)
     if codec.vocab_size - 1 > LARGEST_ID:
         raise UserError(f"{where} has an id above {LARGEST_ID:,}")
     return codec
@@ -110,22 +100,30 @@ def codec_of_tokenizer(text, where):
 
 def _codec(content, text, where):
     """The codec of the tokenizer.json with this `text`, whose `content` may have wrong types in it."""
-    model = content["model"]
+    model, pre_tokenizer = content["model"], content.get("pre_tokenizer") or {}
     vocab = model["vocab"] if isinstance(model["vocab"], dict) else {}  # Unigram's is a list
-    added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-    if _is_characters(content):
+    if model.get("type") == "WordLevel" and pre_tokenizer.get("pattern") == {"Regex": CHARACTER}:  # by _characters()
         return CharCodec({"vocab_size": max(vocab.values(), default=0) + 1, "stoi": vocab}, where)
+    added_tokens = content.get("added_tokens") or []
+    added = {token["content"]: token["id"] for token in added_tokens}
     end = next((name for name in ENDS if name in added or name in vocab), None)
-    steps = (content.get("pre_tokenizer") or {}).get("pretokenizers") or [content.get("pre_tokenizer") or {}]
+    *before, last = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
     # whether its words are the bytes of the text itself, with nothing put before them
     by_bytes = (
         not content.get("normalizer") and (content.get("decoder") or {}).get("type") == "ByteLevel"
-        and steps[-1].get("type") == "ByteLevel" and not steps[-1].get("add_prefix_space", True)
+        and last.get("type") == "ByteLevel" and not last.get("add_prefix_space", True)
     )  # fmt: skip
-    if by_bytes and len(steps) == 1 and steps[0].get("use_regex", True) and _is_plain_bpe(content):
-        if _is_gpt2s(vocab, model["merges"], added):
+    if (
+        by_bytes and not before and last.get("use_regex", True)  # it splits as GPT-2 does
+        and model.get("type") == "BPE" and all(token.get("special") for token in added_tokens)
+        and not model.get("continuing_subword_prefix") and not model.get("end_of_word_suffix")
+    ):  # fmt: skip
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        # a few of GPT-2's tokens tell it, since 50,000 merges take a second to compare
+        has_gpt2s_size = (len(vocab), len(merges)) == (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - LEAST_VOCAB_SIZE)
+        if has_gpt2s_size and GPT2_SIGNS.items() <= vocab.items() and added == {END: GPT2_SIGNS[END]}:
             return BPECodec()
-        if ranks := _ranks(vocab, model["merges"], added):
+        if ranks := _ranks(vocab, merges, added):
             import tiktoken
 
             encoding = tiktoken.Encoding("own", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
@@ -134,47 +132,16 @@ def _codec(content, text, where):
     return TokenizerCodec(text, where, end, unknown, _bytes if by_bytes else None)
 
 
-def _is_plain_bpe(content):
-    """Whether it is a BPE that is computed as usual, and all its added tokens are special ones."""
-    model = content["model"]
-    others = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
-    return (
-        model.get("type") == "BPE"
-        and not any(model.get(name) for name in others)
-        and all(token.get("special") for token in content.get("added_tokens") or [])
-    )
-
-
-def _is_gpt2s(vocab, merges, added):
-    """Whether it is GPT-2's own, by a few of its tokens: 50,000 merges take a second to compare."""
-    return (
-        (len(vocab), len(merges)) == (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - LEAST_VOCAB_SIZE)
-        and GPT2_SIGNS.items() <= vocab.items()
-        and added == {END: GPT2_SIGNS[END]}
-    )
-
-
-def _is_characters(content):
-    """Whether it is a tokenizer of characters, as _characters() writes it."""
-    split = content.get("pre_tokenizer") or {}
-    return content["model"].get("type") == "WordLevel" and split.get("pattern") == {"Regex": CHARACTER}
-
-
 def _ranks(vocab, merges, added):
     """{a token's bytes: its id} where tiktoken computes the same ids from these; else None.
 
     tokenizers joins the pairs that it lists, in that order. tiktoken joins any two parts whose bytes are a token, the
     lowest id first. The two agree on all texts if the merges are those that the ids give."""
-    try:
-        ranks = {_bytes(name): id for name, id in vocab.items() if name not in added}
-        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-        pairs = [tuple(_bytes(part) for part in pair) for pair in pairs]
-    except (KeyError, TypeError):
-        return None
+    ranks = {_bytes(name): id for name, id in vocab.items() if name not in added}
     ids = [*ranks.values(), *added.values()]
-    has_ids = all(type(id) is int and 0 <= id <= LARGEST_ID for id in ids) and len(set(ids)) == len(ids)
     has_bytes = {token for token in ranks if len(token) < 2} == {bytes([byte]) for byte in range(256)}
-    return ranks if has_ids and has_bytes and pairs == _merges(ranks) else None
+    pairs = [tuple(map(_bytes, merge)) for merge in merges]
+    return ranks if has_bytes and len(set(ids)) == len(ids) and pairs == _merges(ranks) else None
 
 
 def _merges(ranks):
@@ -201,19 +168,17 @@ def _bytes(spelt):
 
 def same_tokenizer(one, other):
     """Whether two texts of a tokenizer.json give the same ids: they may differ in how they are written."""
-    return _meaning(one) == _meaning(other)
+    with _reading("one of the two tokenizers"):
+        return _meaning(one) == _meaning(other)
 
 
 def _meaning(text):
     """The content of a tokenizer.json without what changes no id of a text."""
-    content = parse(text, "tokenizer.json")
-    model = content["model"]
+    # transformers changes the last digit of a Unigram's scores in saving it
+    content = json.loads(text, parse_float=lambda digits: round(float(digits), 4))
     for key in ("truncation", "padding", "post_processor"):  # no tokens that it adds are asked for here
         content.pop(key, None)
-    model.pop("dropout", None)  # it is switched off
-    if model.get("type") == "Unigram" and isinstance(model.get("vocab"), list):
-        # transformers changes a score's last digit in saving it
-        model["vocab"] = [(piece, round(score, 4)) for piece, score in model["vocab"]]
+    content["model"].pop("dropout", None)  # it is switched off
     return content
 
 

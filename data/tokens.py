@@ -6,9 +6,10 @@ tokenizer.json, or else the key `meta` has the content of meta.pkl, for characte
 
 import functools
 import os
+from pathlib import Path
 
 from data.codecs import GPT2_VOCAB_SIZE, BPECodec, CharCodec, gpt2_is_cached
-from data.folder import FACTS, TOKENS, dataset_folder, read_facts, tokens_path
+from data.folder import dataset_folder, read_facts, tokens_path
 from data.meta import check_meta, read_meta
 from data.tokenizer import codec_of_tokenizer, same_tokenizer
 from nanogpt.errors import UserError
@@ -56,9 +57,8 @@ class Tokens:
         kept, folder = cls.kept_in(checkpoint, path), dataset_folder(str(checkpoint["config"].get("dataset")))
         if kept.known:
             return kept
-        if _is_prepared(folder):
-            return cls.of_dataset(folder)
-        return cls() if "meta" not in checkpoint and kept.vocab_size >= GPT2_VOCAB_SIZE else kept
+        now = cls.of_dataset(folder)
+        return kept if now.are_gpt2s and kept.vocab_size < GPT2_VOCAB_SIZE else now
 
     @classmethod
     def of_gpt2(cls, name_or_path, vocab_size):
@@ -69,8 +69,7 @@ class Tokens:
         tokens = cls(tokenizer=read_text(path), where=path)
         codec = tokens.codec_if_here
         if codec and not codec.tokenizer:  # the file of GPT-2's tokens, or of characters
-            stoi = getattr(codec, "stoi", None)
-            return cls(stoi and {"vocab_size": codec.vocab_size, "stoi": stoi}, where=path)
+            return cls(codec.meta, where=path)
         return tokens
 
     def kept(self):
@@ -135,8 +134,4 @@ class Tokens:
             now = Tokens.of_dataset(folder)
         except UserError:
             return False
-        return _is_prepared(folder) and now.known and now.same_as(self) is False
-
-
-def _is_prepared(folder):
-    return any(os.path.exists(os.path.join(folder, name)) for name in (*TOKENS, FACTS, "train.bin"))
+        return any(Path(folder).glob("train*.bin")) and now.known and now.same_as(self) is False

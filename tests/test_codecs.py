@@ -4,7 +4,7 @@ import pytest
 import torch
 from prepare_scripts import UNICODE, needs_bpe
 
-from data.codecs import BPECodec, CharCodec
+from data.codecs import BPECodec, CharCodec, first_prompt
 from nanogpt.errors import UserError
 
 ABC = {"vocab_size": 3, "stoi": {"a": 0, "b": 1, "é": 2}, "itos": {0: "a", 1: "b", 2: "é"}}
@@ -45,3 +45,9 @@ def test_byte_pairs_go_to_ids_and_back_and_padding_is_not_known():
     assert codec.decode(codec.encode("😀")[:1]) == "\ufffd"
     assert codec.vocab_size == 50257
     assert [i for i in range(50304) if not codec.known(i)] == list(range(50257, 50304))
+
+
+def test_a_default_prompt_that_has_no_tokens_is_replaced_by_a_token_and_this_is_said():
+    assert first_prompt(CharCodec(ABC), "ab") == ("ab", [])
+    prompt, [remark] = first_prompt(CharCodec(ABC), "x")
+    assert prompt == "a" and "'x'" in remark and "begin with 'a'" in remark

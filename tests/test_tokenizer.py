@@ -373,6 +373,17 @@ def test_characters_that_would_be_dropped_are_named_and_counted(kind):
         assert set(missing) == {"中", "ü"}
 
 
+def test_a_character_of_which_one_byte_has_no_token_is_named():
+    """ü is C3 BC: the vocabulary has the first byte, which é has too, and tokenizers by itself would drop the other."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.train_from_iterator(["a cat é\n"] * 9, tokenizer.model.get_trainer())
+    assert len(ids_by(tokenizer, "ü")) == 1
+    codec = codec_of_tokenizer(tokenizer.to_str(), "x")
+    assert dict(codec.missing("é a cat", codec.encode_ordinary("é a cat"))) == {}
+    assert dict(codec.missing("é a cüt", codec.encode_ordinary("é a cüt"))) == {"ü": 1}
+
+
 @pytest.mark.parametrize("name", ["</s>", "<unk>"])
 def test_the_name_of_a_special_token_in_a_corpus_is_plain_text_for_a_model_that_has_it_as_a_piece(name):
     text = trained("Unigram")
@@ -449,10 +460,9 @@ def test_a_tokenizer_json_that_is_no_text_is_one_line(content, tmp_path):
 
 
 def test_what_is_no_tokenizer_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="there is no tokenizer.json in this folder"):
-        find_tokenizer(str(tmp_path))
-    with pytest.raises(UserError, match="--tokenizer=o200k_base: takes a tokenizer.json, a folder that has one, or gpt2"):
-        find_tokenizer("o200k_base")
+    for given in (str(tmp_path), "o200k_base"):
+        with pytest.raises(UserError, match=f"--tokenizer={given}: takes a tokenizer.json, a folder that has one, or gpt2"):
+            find_tokenizer(given)
 
 
 @needs_bpe

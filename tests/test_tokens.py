@@ -98,7 +98,10 @@ def test_where_neither_has_characters_the_line_names_the_file(dataset):
     assert str(folder / "meta.pkl") in str(error.value)
 
 
-def test_a_checkpoint_of_nanogpts_without_its_dataset_has_gpt2s_tokens_if_it_may(dataset):
+@pytest.mark.parametrize("has_bins", [False, True])
+def test_a_checkpoint_of_nanogpts_without_characters_has_gpt2s_tokens_if_it_may(dataset, has_bins):
+    if has_bins:
+        dataset(None)
     assert of_run(50304).are_gpt2s
     with pytest.raises(UserError, match="out/ckpt.pt has no characters"):
         of_run(65).codec  # noqa: B018
