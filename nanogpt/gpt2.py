@@ -16,9 +16,6 @@ NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 MASKS = (".attn.bias", ".attn.masked_bias")  # causal masks, in OpenAI's files and in nanoGPT's of torch 1
 
-# ----------------------------------------------------------------------------------------------
-# in
-
 
 def find(name_or_path):
     """Paths of config.json and model.safetensors, of a folder or one of NAMES: in Hugging Face's cache, or fetched from
@@ -121,10 +118,6 @@ def check_sizes(config, weights):
             raise ValueError(f"there is no {name} of size {size}")
     if sum(name.endswith(".ln_1.weight") for name in weights) != config.n_layer:
         raise ValueError(f"there are not n_layer = {config.n_layer} layers")
-
-
-# ----------------------------------------------------------------------------------------------
-# out
 
 
 def write_folder(to, model, codec, tokenizer):
