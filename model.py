@@ -171,22 +171,21 @@ class GPT(nn.Module):
 
         `override_args` may hold {"dropout": p}. Raises UserError where the files are missing, damaged or no GPT-2's.
         """
-        config, path = gpt2.find(name_or_path)
-        return gpt2.load_weights(cls, GPTConfig(**config, **(override_args or {})), path)
+        config_path, path = gpt2.find(name_or_path)
+        config = GPTConfig(**gpt2.read_config(config_path), **(override_args or {}))
+        return gpt2.load_weights(cls, config, path)
 
     @classmethod
     def from_checkpoint(cls, checkpoint, path, dropout=0.0):
         """The GPT in `checkpoint`, a dict read from `path`; UserError where its weights do not fit its model_args."""
-        masks = (".attn.bias", ".attn.masked_bias")  # causal masks, which nanoGPT saves under torch 1
-        weights = {name: tensor for name, tensor in checkpoint["model"].items() if not name.endswith(masks)}
+        weights = {name: tensor for name, tensor in checkpoint["model"].items() if not name.endswith(gpt2.MASKS)}
         try:
             config = GPTConfig(**checkpoint["model_args"] | {"dropout": dropout})
-            gpt2.check_sizes(config, {name.removeprefix("transformer."): w.shape for name, w in weights.items()})
+            gpt2.check_sizes(config, weights)
             model = cls(config)
             model.load_state_dict(weights)
         except (TypeError, ValueError, RuntimeError) as error:
-            detail = " ".join(str(error).split())
-            raise UserError(f"{path}: its weights do not fit its model_args: {detail[:300]}") from None
+            raise UserError(f"{path}: its weights do not fit its model_args: {str(error)[:300]}") from None
         return model
 
     def crop_block_size(self, block_size):

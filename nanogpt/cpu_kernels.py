@@ -121,23 +121,22 @@ class CPUAttention(torch.autograd.Function):
 
 
 class PackedLinear(nn.Module):
-    """An nn.Linear for inference in bfloat16 on a CPU, its weights in oneDNN's own order: the same numbers.
+    """An nn.Linear in bfloat16, for inference on a CPU, with its weights in oneDNN's own order: the same numbers.
 
     F.linear reorders them for each product, and for a single token that takes as long as everything else.
     """
 
     def __init__(self, linear):
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().bfloat16(), 1)
-        self.bias = None if linear.bias is None else linear.bias.detach().bfloat16()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
+        self.bias = linear.bias
 
     def forward(self, x):
         return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.packed, self.bias, "none", [], "")
 
 
 def pack_linear_layers(model):
-    """Replaces every nn.Linear in `model`, for good: it can then sample, but neither train nor be saved."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child))
+    """Replaces every nn.Linear in `model`, which is in bfloat16: it can then sample, but neither train nor be saved."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            model.set_submodule(name, PackedLinear(module))

@@ -14,33 +14,18 @@ from nanogpt.errors import UserError, require, writing
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-
-# ----------------------------------------------------------------------------------------------
-# in
+MASKS = (".attn.bias", ".attn.masked_bias")  # causal masks, in OpenAI's files and in nanoGPT's of torch 1
 
 
 def find(name_or_path):
-    """(arguments for GPTConfig, all but dropout; path of the safetensors file), of a folder or one of NAMES.
-
-    UserError where the files are missing or damaged, or describe a model that GPT does not compute.
-    """
+    """Paths of config.json and model.safetensors, of a folder or one of NAMES: in Hugging Face's cache, or fetched from
+    the hub. UserError where there are none."""
     require(f"--init_from={name_or_path}", "safetensors")
-    config_path, path = _files(name_or_path)
-    config = _read_config(config_path)
-    if not os.path.isfile(path):
-        raise UserError(f"there is no {path}")
-    return config, path
-
-
-def _files(name_or_path):
-    """Paths of config.json and model.safetensors: in that folder, in Hugging Face's cache, or fetched from the hub."""
     names = ("config.json", "model.safetensors")
     if os.path.exists(os.path.join(name_or_path, names[0])):  # a folder, even one called gpt2
         return [os.path.join(name_or_path, name) for name in names]
     if name_or_path not in NAMES:
-        if not os.path.isdir(name_or_path):
-            raise UserError(f"{name_or_path} is neither a folder nor one of {', '.join(NAMES)}")
-        raise UserError(f"there is neither a run (ckpt.pt) nor a GPT-2 (config.json) in {name_or_path}")
+        raise UserError(f"{name_or_path} is no folder with ckpt.pt or config.json, and not one of {', '.join(NAMES)}")
     require(f"--init_from={name_or_path}", "huggingface_hub")
     from huggingface_hub import hf_hub_download, logging, try_to_load_from_cache
 
@@ -59,8 +44,9 @@ def _files(name_or_path):
         ) from None
 
 
-def _read_config(path):
-    """The arguments for GPTConfig in a config.json; UserError where it describes a model that GPT does not compute."""
+def read_config(path):
+    """The arguments for GPTConfig, all but dropout, in a config.json; UserError where it is damaged, or describes a
+    model that GPT does not compute."""
     try:
         with open(path, encoding="utf-8-sig") as f:
             found = json.load(f)
@@ -105,39 +91,33 @@ def load_weights(make_model, config, path):
     from safetensors.torch import load_file
 
     try:
-        stored = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
-        check_sizes(config, {name: tensor.shape for name, tensor in stored.items()})
-        wte = stored["wte.weight"]
-        if not stored.pop("lm_head.weight", wte).equal(wte):
+        weights = {}
+        for name, tensor in load_file(path).items():
+            if not name.endswith(MASKS):
+                tensor = tensor.mT if name.endswith(TRANSPOSED) else tensor
+                weights[f"transformer.{name.removeprefix('transformer.')}"] = tensor
+        check_sizes(config, weights)
+        wte = weights["transformer.wte.weight"]
+        if not weights.pop("transformer.lm_head.weight", wte).equal(wte):
             raise ValueError("its lm_head is not tied to its wte")
-        weights = {"lm_head.weight": wte}
-        for name, tensor in stored.items():
-            if not tensor.is_floating_point():
-                raise ValueError(f"{name} is not of floats")
-            if not name.endswith((".attn.bias", ".attn.masked_bias")):  # masks
-                weights[f"transformer.{name}"] = tensor.mT if name.endswith(TRANSPOSED) else tensor
         with WithoutInit():
             model = make_model(config)
-        model.load_state_dict(weights)
+        model.load_state_dict(weights | {"lm_head.weight": wte})
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{path} cannot be loaded: {str(error)[:300]}") from None
     return model
 
 
-def check_sizes(config, shapes):
-    """ValueError unless weights of these `shapes`, {name without "transformer.": shape}, have the sizes in `config`.
+def check_sizes(config, weights):
+    """ValueError unless `weights`, {name: tensor} of a GPT, have the sizes in `config`.
 
     Call it before a model of these sizes is made. It serves checkpoints too."""
-    for name, rows in {"wte.weight": config.vocab_size, "wpe.weight": config.block_size}.items():
-        size = [rows, config.n_embd]
-        if name not in shapes or list(shapes[name]) != size:
-            raise ValueError(f"{name} should be {size}, and is {shapes.get(name, 'missing')}")
-    if sum(name.endswith(".ln_1.weight") for name in shapes) != config.n_layer:
-        raise ValueError(f"they are not of n_layer = {config.n_layer}")
-
-
-# ----------------------------------------------------------------------------------------------
-# out
+    for name, rows in {"wte": config.vocab_size, "wpe": config.block_size}.items():
+        tensor, size = weights.get(f"transformer.{name}.weight"), (rows, config.n_embd)
+        if tensor is None or tensor.shape != size:
+            raise ValueError(f"there is no {name} of size {size}")
+    if sum(name.endswith(".ln_1.weight") for name in weights) != config.n_layer:
+        raise ValueError(f"there are not n_layer = {config.n_layer} layers")
 
 
 def write_folder(to, model, codec, tokenizer):
@@ -146,21 +126,26 @@ def write_folder(to, model, codec, tokenizer):
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    eot = codec.eot  # None where no id ends a document
+    sizes, eot = model.config, codec.eot  # None where no id ends a document
+    config = {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": sizes.vocab_size,
+        "n_positions": sizes.block_size, "n_embd": sizes.n_embd, "n_layer": sizes.n_layer, "n_head": sizes.n_head,
+        "activation_function": sizes.activation, "embd_pdrop": sizes.dropout, "attn_pdrop": sizes.dropout,
+        "resid_pdrop": sizes.dropout, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+        "bos_token_id": eot, "eos_token_id": eot, "torch_dtype": "float32",
+    }  # fmt: skip
     generation = {"bos_token_id": eot, "eos_token_id": eot}
-    if padding := [i for i in range(model.config.vocab_size) if not codec.known(i)]:
+    if padding := [i for i in range(sizes.vocab_size) if not codec.known(i)]:
         generation["suppress_tokens"] = padding  # ids that stand for no text, which sample.py does not draw either
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model.config.block_size,
+        "model_max_length": sizes.block_size,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # a GPT-2 would add embeddings of token_type_ids
     }
     if eot is not None:
         about |= dict.fromkeys(("bos_token", "eos_token"), codec.end)
-    if eot is not None and not codec.tokenizer:  # GPT-2's own
-        about |= {"tokenizer_class": "GPT2TokenizerFast", "unk_token": codec.end, "add_prefix_space": False}
-    contents = {"config": _config(model.config, eot), "generation_config": generation, "tokenizer_config": about}
+    contents = {"config": config, "generation_config": generation, "tokenizer_config": about}
     texts = {name: json.dumps(content, ensure_ascii=False, indent=2) + "\n" for name, content in contents.items()}
     folder = os.path.abspath(to)
     temporary = f"{folder}.{os.getpid()}.tmp"  # beside it, and renamed once it is whole
@@ -178,18 +163,6 @@ def write_folder(to, model, codec, tokenizer):
         raise OSError(f"could not write {to}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _config(config, eot):
-    """config.json for a GPTConfig."""
-    return {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": config.vocab_size,
-        "n_positions": config.block_size, "n_embd": config.n_embd, "n_layer": config.n_layer, "n_head": config.n_head,
-        "n_inner": None, "activation_function": config.activation, "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout, "resid_pdrop": config.dropout, "layer_norm_epsilon": 1e-5,
-        "initializer_range": 0.02, "tie_word_embeddings": True, "bos_token_id": eot, "eos_token_id": eot,
-        "torch_dtype": "float32",
-    }  # fmt: skip
 
 
 def _weights(model):

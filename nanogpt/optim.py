@@ -49,10 +49,6 @@ class AdamW(WithoutDynamo, torch.optim.AdamW):
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
-# ----------------------------------------------------------------------------------------------
-# Muon
-
-
 def split_qkv(p):
     """The matrices in p, a weight of a block or its gradient: c_attn's has three, which give q, k and v, others one.
 
@@ -75,23 +71,20 @@ class Muon(WithoutDynamo, torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        for group in self.param_groups:
-            by_shape = {}  # a matrix and its transpose count as one shape
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault(tuple(sorted(split_qkv(p)[0].shape)), []).append(p)
-            for (_, longer), parameters in by_shape.items():
-                dtype = torch.bfloat16 if parameters[0].is_cuda or fast_bfloat16() else torch.float32
-                means = (self._direction(p, group["momentum"]).to(dtype) for p in parameters)
-                updates = [update for mean in means for update in split_qkv(mean)]
-                x = torch.stack([u.mT if len(u) > u.size(1) else u for u in updates])  # (matrices, shorter, longer)
-                del updates
-                x = newton_schulz(x)
-                lr, scale = group["lr"], 0.2 * math.sqrt(longer)
-                matrices = [matrix for p in parameters for matrix in split_qkv(p)]
-                for matrix, update in zip(matrices, x, strict=True):
-                    matrix.mul_(1 - lr * group["weight_decay"])
-                    matrix.add_(update.mT if len(matrix) > matrix.size(1) else update, alpha=-lr * scale)
+        [group] = self.param_groups
+        by_shape = {}  # a matrix and its transpose count as one shape
+        for p in group["params"]:
+            by_shape.setdefault(tuple(sorted(split_qkv(p)[0].shape)), []).append(p)
+        for (_, longer), parameters in by_shape.items():
+            dtype = torch.bfloat16 if parameters[0].is_cuda or fast_bfloat16() else torch.float32
+            directions = (self._direction(p, group["momentum"]).to(dtype) for p in parameters)
+            # (matrices, shorter, longer)
+            updates = torch.stack([wide(matrix) for direction in directions for matrix in split_qkv(direction)])
+            updates = newton_schulz(updates)
+            matrices = [wide(matrix) for p in parameters for matrix in split_qkv(p)]
+            lr, scale = group["lr"], 0.2 * math.sqrt(longer)
+            for matrix, update in zip(matrices, updates, strict=True):
+                matrix.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-lr * scale)
 
     def _direction(self, p, beta):
         """Nesterov's: p's gradient, drawn towards the running mean of its gradients, this one included."""
@@ -100,6 +93,11 @@ class Muon(WithoutDynamo, torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(p)
         mean = state["momentum_buffer"].lerp_(p.grad, 1 - beta)
         return p.grad.lerp(mean, beta)
+
+
+def wide(matrix):
+    """The matrix, transposed where it has more rows than columns."""
+    return matrix.mT if len(matrix) > matrix.size(1) else matrix
 
 
 def newton_schulz(x, steps=5):
@@ -134,10 +132,6 @@ class MuonWithAdamW:
         return {name: part.state_dict() for name, part in self.parts.items()}
 
 
-# ----------------------------------------------------------------------------------------------
-# the learning rate
-
-
 def schedule_remark(learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds):
     """A line if the learning rate's decay may surprise the user, else None. UserError if it is none any more."""
     if lr_decay_iters == 0 and max_seconds:
@@ -158,10 +152,6 @@ def schedule_remark(learning_rate, warmup_iters, lr_decay_iters, max_iters, min_
     return None
 
 
-# ----------------------------------------------------------------------------------------------
-# the optimizer's state from a checkpoint
-
-
 def restore_optimizer(optimizer, scaler, saved, path):
     """Loads moments, step counts and loss scale from the checkpoint `saved`, read from `path`; nothing in a new run.
 
@@ -180,7 +170,7 @@ def restore_optimizer(optimizer, scaler, saved, path):
     try:
         for name, part in parts.items():
             part.load_state_dict(part.state_dict() | {"state": reshard(part, states[name]["state"])})
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path}: its optimizer state does not fit this model: {error}") from None
     if scaler.is_enabled() and saved.get("scaler"):
         scaler.load_state_dict(saved["scaler"])

@@ -10,6 +10,7 @@ from small_models import shaken, small
 from model import GPT, GPTConfig
 from nanogpt import cpu_kernels
 from nanogpt.cpu_kernels import CPUAttention, keep_mask, pack_linear_layers
+from nanogpt.decoding import cast_once
 
 # ----------------------------------------------------------------------------------------------
 # dropout
@@ -167,6 +168,8 @@ def test_a_packed_model_computes_and_samples_the_same(bias):
     plain = shaken(GPT(GPTConfig(32, 101, 2, 2, 64, 0.0, bias)), 0.1).eval()
     packed = shaken(GPT(GPTConfig(32, 101, 2, 2, 64, 0.0, bias)), 0.1).eval()
     packed.load_state_dict(plain.state_dict())
+    for model in (plain, packed):
+        cast_once(model, "cpu", torch.bfloat16)
     pack_linear_layers(packed)
     assert not any(isinstance(m, torch.nn.Linear) for m in packed.modules())
     x = torch.randint(101, (3, 7))

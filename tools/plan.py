@@ -75,7 +75,7 @@ elif run.init_from in GPT2_SIZES:
     sizes |= zip(("n_layer", "n_head", "n_embd"), GPT2_SIZES[run.init_from], strict=True)
     sizes |= {"vocab_size": 50257, "bias": True}
 elif os.path.isdir(run.init_from):
-    sizes |= gpt2.find(run.init_from)[0]
+    sizes |= gpt2.read_config(gpt2.find(run.init_from)[0])
 else:
     sizes["vocab_size"] = run.vocab_size or Tokens.of_dataset(data_dir).model_vocab_size
 sizes |= {"block_size": min(run.block_size, sizes["block_size"]), "dropout": run.dropout}
