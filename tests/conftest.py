@@ -1,15 +1,19 @@
 """What the tests share: a copy of the project to run scripts in, the golden settings' data, and a runner."""
 
+import compileall
 import csv
+import functools
 import hashlib
 import os
 import pickle
+import py_compile
 import re
 import shutil
 import signal
 import string
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,16 +134,18 @@ class Result:
 class Running:
     """A script under way."""
 
-    def __init__(self, script, arguments, cwd, environment, folder, interpreter):
-        self.out, self.err = str(folder / "stdout"), str(folder / "stderr")
+    def __init__(self, script, arguments, cwd, environment, folder, interpreter, stdin=b""):
+        streams = [str(folder / name) for name in ("stdin", "stdout", "stderr")]
+        for name in streams:
+            Path(name).touch()
+        Path(streams[0]).write_bytes(stdin)
+        self.out, self.err = streams[1:]
         if interpreter or sys.platform != "linux":
-            with open(self.out, "wb") as out, open(self.err, "wb") as err:
+            with open(streams[0], "rb") as given, open(self.out, "wb") as out, open(self.err, "wb") as err:
                 command = [sys.executable, script, *arguments]
-                self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=out, stderr=err)
+                self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=given, stdout=out, stderr=err)
         else:
-            Path(self.out).touch()
-            Path(self.err).touch()
-            self.process = launcher.fork(script, arguments, cwd, environment, self.out, self.err)
+            self.process = launcher.fork(script, arguments, cwd, environment, *streams)
 
     @property
     def code(self):
@@ -165,6 +171,8 @@ class Running:
         os.kill(self.process.pid, number)
 
     def end(self):
+        if not isinstance(self.process, subprocess.Popen):
+            self.process.join(300)  # sooner back than wait(), which looks from time to time
         self.wait(lambda: False)
         return Result(self.code, *self.read())
 
@@ -175,12 +183,22 @@ def project_code():
     return sorted(path.relative_to(ROOT) for pattern in patterns for path in ROOT.glob(pattern))
 
 
-def copy_project(to):
-    """The code alone, no data, so that no test writes to the checkout; and tests/programs, which run beside it."""
+@functools.cache
+def compiled_project():
+    """A folder with the code, tests/programs and the bytecode of both, which would take half of a short run to make."""
+    folder = tempfile.TemporaryDirectory()
     programs = [path.relative_to(ROOT) for path in TESTS.glob("programs/*.py")]
     for path in [*project_code(), *programs]:
-        (to / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / path, to / path)
+        copy = Path(folder.name, path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, copy)
+    compileall.compile_dir(folder.name, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+    return folder  # it is removed when this object is
+
+
+def copy_project(to):
+    """The code alone, no data, so that no test writes to the checkout; and tests/programs, which run beside it."""
+    shutil.copytree(compiled_project().name, to, dirs_exist_ok=True)
     return to
 
 
@@ -224,17 +242,17 @@ def own_project(tmp_path):
 def start(project, tmp_path_factory):
     """start(script, *arguments) -> Running, with one thread unless `env` says otherwise (None takes a variable out).
 
-    `interpreter`: by a new Python rather than by a fork of a warm one."""
+    `interpreter`: by a new Python rather than by a fork of a warm one. `stdin`: the bytes that it can read there."""
     running = []
 
-    def start(script, *arguments, cwd=None, interpreter=False, env=None, project=project):
+    def start(script, *arguments, cwd=None, interpreter=False, env=None, project=project, stdin=b""):
         keep = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         environment = keep | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"} | (env or {})
         environment = {name: value for name, value in environment.items() if value is not None}
         path = script if os.path.isabs(script) else str(project / script)
         cwd = str(cwd or project)
         folder = tmp_path_factory.mktemp("run")
-        running.append(Running(path, [str(a) for a in arguments], cwd, environment, folder, interpreter))
+        running.append(Running(path, [str(a) for a in arguments], cwd, environment, folder, interpreter, stdin))
         return running[-1]
 
     yield start

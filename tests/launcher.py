@@ -17,15 +17,16 @@ PRELOADED = [
 ]  # fmt: skip
 
 
-def run_script(path, arguments, cwd, environment, stdout, stderr):
-    """The forked process's part: never returns."""
+def run_script(path, arguments, cwd, environment, *streams):
+    """The forked process's part: never returns. `streams`: the files that stand for stdin, stdout and stderr."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    for number, name in ((1, stdout), (2, stderr)):
-        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number, name in enumerate(streams):
+        handle = os.open(name, os.O_WRONLY if number else os.O_RDONLY)
         os.dup2(handle, number)
         os.close(handle)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)
     sys.dont_write_bytecode = True

@@ -27,10 +27,10 @@ def texts(result):
 def sample(run, synthetic_run):
     """sample(*arguments, **settings) -> Result; of the golden settings' model unless out_dir is given."""
 
-    def sample(*arguments, expect=0, project=None, cwd=None, interpreter=False, env=None, **settings):
+    def sample(*arguments, expect=0, project=None, cwd=None, env=None, stdin=b"", **settings):
         options = {"project": project} if project else {}
         arguments = [*CPU, *flags({"out_dir": synthetic_run[0]} | settings), *arguments]
-        return run("sample.py", *arguments, expect=expect, cwd=cwd, interpreter=interpreter, env=env, **options)
+        return run("sample.py", *arguments, expect=expect, cwd=cwd, env=env, stdin=stdin, **options)
 
     return sample
 
@@ -167,17 +167,21 @@ def test_a_setting_that_is_too_small_is_an_error(sample, setting, least):
     assert error_line(sample(f"--{setting}", expect=2)).endswith(f"must be at least {least}")
 
 
-def test_prompts_from_stdin_one_by_one(project, synthetic_run):
-    command = [sys.executable, str(project / "sample.py"), *CPU, f"--out_dir={synthetic_run[0]}", "--interactive=True",
+def interactive(project, out_dir, stdin, **options):
+    """The finished process of a new interpreter."""
+    command = [sys.executable, str(project / "sample.py"), *CPU, f"--out_dir={out_dir}", "--interactive=True",
                "--max_new_tokens=4"]  # fmt: skip
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, input="abc\n\u00e9\nxyz\n", capture_output=True, encoding="utf-8", env=environment,
-                          timeout=300)  # fmt: skip
+    return subprocess.run(command, input=stdin, capture_output=True, env=environment, timeout=300, **options)
+
+
+def test_prompts_from_stdin_one_by_one(project, synthetic_run):
+    done = interactive(project, synthetic_run[0], "abc\n\u00e9\nxyz\n".encode())
     assert done.returncode == 0, done.stderr
-    first, second, rest = done.stdout.split(f"\n{DASHES}\n")
+    first, second, rest = done.stdout.decode().split(f"\n{DASHES}\n")
     assert first.startswith("abc") and len(first) == 7 and second.startswith("xyz") and len(second) == 7 and not rest
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == done.stderr.splitlines()
-    assert "'\u00e9'" in done.stderr
+    [line] = done.stderr.decode().splitlines()
+    assert line.startswith("error: ") and "'\u00e9'" in line
 
 
 # ----------------------------------------------------------------------------------------------
@@ -395,28 +399,19 @@ def test_start_is_taken_as_typed(sample):
     assert "U+FEFF" in error_line(sample("--start=\ufeffa", expect=2))
 
 
-def interactive(project, out_dir, stdin, **options):
-    command = [sys.executable, str(project / "sample.py"), *CPU, f"--out_dir={out_dir}", "--interactive=True",
-               "--max_new_tokens=4"]  # fmt: skip
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, input=stdin, capture_output=True, env=environment, timeout=300, **options)
-
-
 @pytest.mark.parametrize("stdin", [
     b"abc\r\nxyz\r\n", b"abc\rxyz\r", b"\xef\xbb\xbfabc\nxyz\n", b"\xef\xbb\xbfabc\r\nxyz", b"abc\nxyz",
 ])  # fmt: skip
-def test_prompts_on_stdin_may_come_from_any_system(project, synthetic_run, stdin):
-    done = interactive(project, synthetic_run[0], stdin)
-    assert done.returncode == 0 and done.stderr == b"", done.stderr
-    first, second, rest = done.stdout.decode().split(f"\n{DASHES}\n")
-    assert (first[:3], second[:3], rest) == ("abc", "xyz", "") and len(first) == len(second) == 7
+def test_prompts_on_stdin_may_come_from_any_system(sample, stdin):
+    first, second = texts(sample(interactive=True, max_new_tokens=4, stdin=stdin))
+    assert (first[:3], second[:3]) == ("abc", "xyz") and len(first) == len(second) == 7
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_stdin_in_utf16_is_named_as_such_once(project, synthetic_run, encoding):
-    done = interactive(project, synthetic_run[0], "abc\nxyz\nabc\n".encode(encoding))
-    [line] = done.stderr.decode().splitlines()
-    assert done.returncode == 2 and line.startswith("error: stdin") and "UTF-16" in line and done.stdout == b""
+def test_stdin_in_utf16_is_named_as_such_once(sample, encoding):
+    result = sample(interactive=True, stdin="abc\nxyz\nabc\n".encode(encoding), expect=2)
+    line = error_line(result)
+    assert line.startswith("stdin") and "UTF-16" in line and result.stdout == ""
 
 
 def test_interactive_with_stdin_closed_is_one_line(project, synthetic_run):
@@ -425,9 +420,9 @@ def test_interactive_with_stdin_closed_is_one_line(project, synthetic_run):
     assert done.returncode == 2 and line.startswith("error: ") and "stdin" in line and done.stdout == b""
 
 
-def test_interactive_with_nothing_on_stdin_ends_well(project, synthetic_run):
-    done = interactive(project, synthetic_run[0], b"")
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+def test_interactive_with_nothing_on_stdin_ends_well(sample):
+    result = sample(interactive=True)
+    assert (result.stdout, result.stderr) == ("", "")
 
 
 # ----------------------------------------------------------------------------------------------
