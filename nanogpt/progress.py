@@ -57,7 +57,13 @@ class Progress:
 
     def note_evaluation(self, losses, iter_num, time_is_up=False):
         """Takes the {split: loss} of an evaluation, and the time. Returns whether the val loss is the best so far."""
-        self._note_time(iter_num)
+        now, last, self.time_left = self.now(), self.last_evaluation, None
+        if last and iter_num > last[0] and now != last[1]:  # in this time evaluations and saves count
+            per_iteration = (now - last[1]) / (iter_num - last[0])
+            left = per_iteration * (self.max_iters + 1 - iter_num)
+            self.rate = self.tokens_per_iter / per_iteration
+            self.time_left = min(left, self.max_seconds - self.seconds()) if self.max_seconds else left
+        self.last_evaluation = iter_num, now
         better = losses["val"] < self.best_val_loss
         if better:
             self.best_val_loss, self.best_iter, self.best_bpb = losses["val"], iter_num, losses.get("val_bpb")
@@ -67,16 +73,6 @@ class Progress:
         if time_is_up:
             self.ended_by, self.time_over = f"max_seconds = {self.max_seconds:g}", self.max_seconds
         return better
-
-    def _note_time(self, iter_num):
-        """Sets rate and time_left, in which evaluations and saves count, by the time since the last evaluation."""
-        now, last, self.time_left = self.now(), self.last_evaluation, None
-        if last and iter_num > last[0] and now != last[1]:
-            per_iteration = (now - last[1]) / (iter_num - last[0])
-            left = per_iteration * (self.max_iters + 1 - iter_num)
-            self.rate = self.tokens_per_iter / per_iteration
-            self.time_left = min(left, self.max_seconds - self.seconds()) if self.max_seconds else left
-        self.last_evaluation = iter_num, now
 
     def has_ended(self, iter_num):
         """Whether the run has come to its end by itself, before iteration `iter_num`."""

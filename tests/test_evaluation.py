@@ -17,7 +17,10 @@ from torch.nn import functional as F
 
 from data.folder import write_dataset
 from nanogpt.distributed import Processes
+from nanogpt.meter import Meter
 from tools import evaluation
+
+METER = Meter("evaluating")
 
 LINE = re.compile(
     r"(\S+): (\d+\.\d{4}) nats a token, perplexity (\d+\.\d{3}), (?:(\d+\.\d{4}) bits per byte, )?([\d,]+) tokens, "
@@ -138,13 +141,9 @@ def test_the_figure_is_the_same_for_every_batch_size_and_thread_count(trained, s
     for n in (1, 2):
         torch.set_num_threads(n)
         for batch_size in (1, 3, 7, 64):
-            found.add(evaluation.evaluate(model, [ids], 32, 32, batch_size, None, "cpu", Processes(), len_of).nats)
+            found.add(evaluation.evaluate(model, [ids], 32, 32, batch_size, None, "cpu", Processes(), METER).nats)
     torch.set_num_threads(threads)
     assert max(found) - min(found) <= 1e-9 * max(found)
-
-
-def len_of(tokens):
-    assert tokens > 0
 
 
 def test_the_sum_is_float64s_and_counts_each_token_once():
@@ -158,7 +157,7 @@ def test_the_sum_is_float64s_and_counts_each_token_once():
             return F.pad(rows, (0, 3))
 
     ids = np.array([0, 1, 2, 3, 0])
-    totals = evaluation.evaluate(Uniform(), [ids], 3, 3, 2, None, "cpu", Processes(), len_of)
+    totals = evaluation.evaluate(Uniform(), [ids], 3, 3, 2, None, "cpu", Processes(), METER)
     expected = [math.log(math.exp(a) + 3) - (a if b == 0 else 0) for a, b in zip(ids[:-1], ids[1:], strict=True)]
     assert totals.tokens == 4 and totals.loss == pytest.approx(sum(expected) / 4, rel=1e-6)
     assert len(totals.spans) == 2
@@ -189,8 +188,8 @@ def test_shares_of_the_processes_add_up_to_the_whole(world_size):
     model = GPT(GPTConfig(8, 61, 1, 2, 16, 0.0, False)).eval()
     ids = np.random.default_rng(2).integers(0, 61, 300)
     sizes = np.arange(61) % 3 + 1
-    parts = [evaluation.evaluate(model, [ids], 8, 4, 3, sizes, "cpu", Rank(r), len_of) for r in range(world_size)]
-    whole = evaluation.evaluate(model, [ids], 8, 4, 3, sizes, "cpu", Processes(), len_of)
+    parts = [evaluation.evaluate(model, [ids], 8, 4, 3, sizes, "cpu", Rank(r), METER) for r in range(world_size)]
+    whole = evaluation.evaluate(model, [ids], 8, 4, 3, sizes, "cpu", Processes(), METER)
     together = evaluation.Totals(np.concatenate([part.spans for part in parts]))
     assert together.loss == pytest.approx(whole.loss, abs=1e-6)
     assert (together.tokens, len(together.spans), together.bytes) == (299, len(whole.spans), sizes[ids[1:]].sum())

@@ -105,15 +105,8 @@ processes.join("auto", device)
 model.to(device).eval()
 meter = Meter("evaluating, tokens", n_tokens - 1 if n_tokens else 0)
 
-
-def show(done):
-    """Shows on stderr, on the first process, how many tokens have been predicted."""
-    if processes.rank == 0:
-        meter.show(done)
-
-
 with devices.autocast(device, dtype):
-    totals = evaluate(model, chunks, block_size, stride or block_size, batch_size, bytes_of, device, processes, show)
+    totals = evaluate(model, chunks, block_size, stride or block_size, batch_size, bytes_of, device, processes, meter)
 if totals:
     if bytes_of is None and (file or facts):
         totals.bytes = totals.tokens * (of_file["bytes"] / of_file["tokens"] if file else corpus.bytes_per_token(split))

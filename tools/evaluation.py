@@ -92,12 +92,12 @@ class Totals:
         return f"{text}{self.tokens:,.0f} tokens, standard error {error}"
 
 
-def evaluate(model, chunks, block_size, stride, batch_size, bytes_of, device, processes, shown):
+def evaluate(model, chunks, block_size, stride, batch_size, bytes_of, device, processes, meter):
     """The Totals over the text in `chunks` (see spans()), on rank 0; None on the others. They share the batches.
 
     batch_size: spans computed at once; 0: as many as keep the device busy.
-    bytes_of (V,) int64: the bytes of text of each id, or None where these are not known. shown(tokens): is called after
-    each batch with the number of tokens that have been predicted, over all processes.
+    bytes_of (V,) int64: the bytes of text of each id, or None where these are not known.
+    meter: a Meter of the tokens that have been predicted, over all processes; rank 0 shows it.
     """
     own, done = [np.zeros((0, 3))], 0
     batch_size = batch_size or max(1, BATCH_TOKENS // block_size)
@@ -107,6 +107,7 @@ def evaluate(model, chunks, block_size, stride, batch_size, bytes_of, device, pr
             n_bytes = np.zeros(len(ids)) if bytes_of is None else bytes_of[ids[:, -new:]].sum(1)
             own.append(np.stack([list(map(math.fsum, nats)), np.full(len(ids), new), n_bytes], axis=1))
         done += len(ids) * new
-        shown(done)
+        if processes.rank == 0:
+            meter.show(done)
     found = processes.gather(np.concatenate(own))
     return found and Totals(np.concatenate(found))
