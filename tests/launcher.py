@@ -33,7 +33,8 @@ def run_script(path, arguments, cwd, environment, *streams):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     sys.argv = [path, *arguments]
     elsewhere = [p for p in sys.path if os.path.abspath(p) not in (TESTS, os.path.dirname(TESTS))]
-    sys.path[:] = [os.path.dirname(path), *elsewhere]
+    given = environment["PYTHONPATH"].split(os.pathsep) if "PYTHONPATH" in environment else []
+    sys.path[:] = [os.path.dirname(path), *given, *elsewhere]
     try:
         runpy.run_path(path, run_name="__main__")
     except SystemExit:

@@ -25,7 +25,7 @@ def environment(work, **more):
 def prepare(work, dataset, *arguments, **env):
     """Runs the copy's prepare script as a user would, from another folder and without a network."""
     script = str(work / "data" / dataset / "prepare.py")
-    new = any(name.startswith("PYTHON") for name in env)  # only a new Python reads those
+    new = "PYTHONIOENCODING" in env  # only a new Python reads it
     with tempfile.TemporaryDirectory() as folder:
         running = Running(script, list(map(str, arguments)), os.path.abspath(os.sep), environment(work, **env), Path(folder), new)
         return running.end()

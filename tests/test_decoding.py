@@ -41,12 +41,19 @@ def text(model, step, prompt=3, new=60, rows=1, seed=7, **options):
 KNOWN = torch.arange(23) % 5 != 0
 
 
-@pytest.mark.parametrize("window_step", [1, 2, 5, 100])
-@pytest.mark.parametrize("prompt, rows", [(1, 1), (3, 2), (12, 1), (30, 3)])
-@pytest.mark.parametrize("how", [
+HOW = [
     dict(temperature=0), dict(), dict(temperature=0.8, top_k=5), dict(top_p=0.7, allowed=KNOWN),
     dict(temperature=0, allowed=KNOWN),
-], ids=lambda how: " ".join(how) or "plain")  # fmt: skip
+]  # fmt: skip
+PROMPTS, WINDOW_STEPS = [(1, 1), (3, 2), (12, 1), (30, 3)], [1, 2, 5, 100]
+QUICK = [(how, PROMPTS[(i + j) % 4], step) for i, how in enumerate(HOW) for j, step in enumerate(WINDOW_STEPS)]
+ALL = itertools.product(HOW, PROMPTS, WINDOW_STEPS)
+
+
+@pytest.mark.parametrize("how, prompt, rows, window_step", [  # the quick ones have each two of the three together
+    pytest.param(how, *prompt, step, marks=[] if (how, prompt, step) in QUICK else pytest.mark.slow)
+    for how, prompt, step in ALL
+], ids=str)  # fmt: skip
 def test_texts_of_graphs_are_those_without(graphs, how, prompt, rows, window_step):
     model = shaken(small(), 0.2)
     settings = dict(prompt=prompt, rows=rows, window_step=window_step)

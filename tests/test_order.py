@@ -43,9 +43,9 @@ def passes(starts, n_tokens, block_size=T):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("n_tokens", [T + 1, T + 2, 2 * T, 2 * T + 1, 3 * T, 1000, 1001, 1007])
 def test_every_window_of_a_pass_comes_once_over_all_processes(n_tokens, world_size):
-    starts = micro_batches(400, n_tokens, world_size).reshape(-1)
-    found = passes(starts, n_tokens)
-    assert len(found) >= 400 * world_size * B // (n_tokens // T + 1) - 1 >= 5
+    n = 40 + 6 * (n_tokens // T) // B  # six passes, and of a few windows many more
+    found = passes(micro_batches(n, n_tokens, world_size).reshape(-1), n_tokens)
+    assert len(found) >= n * world_size * B // (n_tokens // T + 1) - 1 >= 5
     for one in found:
         offset = one.min()
         assert 0 <= offset < T
@@ -80,7 +80,7 @@ def test_another_seed_is_another_order():
 def test_all_orders_of_a_few_windows_are_equally_likely(n):
     """Pearson's chi-squared test: the statistic is below its 99.99 % quantile."""
     counts = dict.fromkeys(itertools.permutations(range(n)), 0)
-    for seed in range(6000):  # of windows of one token, so that the offset is 0
+    for seed in range(max(1000, 50 * len(counts))):  # of windows of one token, so that the offset is 0
         counts[tuple(Windows("epoch", seed, 0, n, 1).starts(n + 1).tolist())] += 1
     expected = sum(counts.values()) / math.factorial(n)
     chi_squared = sum((count - expected) ** 2 / expected for count in counts.values())

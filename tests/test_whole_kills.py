@@ -162,10 +162,7 @@ def test_a_second_interrupt_ends_the_run_where_an_exception_would_be_swallowed(s
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_that_was_ignored_as_the_run_started_stays_ignored(start, tmp_path, number):
+def test_a_signal_that_was_ignored_as_the_run_started_stays_ignored(train, tmp_path, number):
     """As nohup and a shell script's background jobs want it."""
-    environment = dict(IGNORED=str(int(number)))
-    running = start("tests/programs/ignore_signal.py", *flags(TINY, out_dir=tmp_path, max_iters=400), env=environment)
-    running.wait_for("iter 5:")
-    running.signal(number)
-    assert running.end().returncode == 0
+    when = dict(SIGNAL=int(number), BATCH=8, IGNORED=True)
+    assert train(TINY, out_dir=tmp_path, program="signal_at_batch.py", env=when).losses[-1][:2] == ("iter", 8)

@@ -1,12 +1,18 @@
-"""Runs train.py, and sends this process the signal $SIGNAL as the $BATCH-th batch is drawn, of training or evaluation."""
+"""Runs train.py, and sends this process the signal $SIGNAL as the $BATCH-th batch is drawn, of training or evaluation.
+
+With $IGNORED=True the process ignores that signal when the script starts.
+"""
 
 import os
+import signal
 
 from script import run_script
 
 import data.bins
 
 check_ids, drawn = data.bins.check_ids, 0
+if os.environ.get("IGNORED"):
+    signal.signal(int(os.environ["SIGNAL"]), signal.SIG_IGN)
 
 
 def counted(tokens, *rest):
