@@ -98,8 +98,7 @@ class Block(nn.Module):
         """With `last_only` (B, 1, C), all that sampling needs of the last block: a baby GPT samples 20 % faster."""
         residual = x[:, -1:] if last_only else x
         x = residual + self.attn(self.ln_1(x), cache, last_only)
-        x = x + self.mlp(self.ln_2(x))
-        return x
+        return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
@@ -134,8 +133,8 @@ class GPT(nn.Module):
     def hidden(self, idx, cache=None, last_only=False):
         """The hidden states (B, T, C) after ln_f of token ids `idx` (B, T); with `last_only` the last one, (B, 1, C).
 
-        With a `cache` (a decoding.Step), `idx` continues its tokens: many into an empty cache, or one.
-        Raises ValueError where T is more than block_size.
+        With a `cache` (a decoding.Step), `idx` continues its tokens: many into an empty cache, or one. ValueError where
+        T is more than block_size.
         """
         T = idx.size(1)
         if T > self.config.block_size:

@@ -9,9 +9,6 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-# ----------------------------------------------------------------------------------------------
-# dropout
-
 
 def dropped_byte_values(p):
     """How many of the 256 values of a random byte mean "dropped": round(256 p), 0 for a p below 1/512."""
@@ -43,9 +40,6 @@ class Dropout(nn.Dropout):
             return (x * keep_mask(x, self.p)).mul_(keep_scale(self.p))
         return super().forward(x)
 
-
-# ----------------------------------------------------------------------------------------------
-# attention
 
 plain_attention = False  # a CPU uses torch's plain kernel; devices.pick_attention() sets this
 
@@ -114,10 +108,6 @@ class CPUAttention(torch.autograd.Function):
             dq[:, start:stop].baddbmm_(datt, k[:, :stop], beta=0, alpha=scale)
             dk[:, :stop].baddbmm_(datt.mT, q[:, start:stop], alpha=scale)
         return dq, dk, dv, None
-
-
-# ----------------------------------------------------------------------------------------------
-# linear layers of a model that only samples
 
 
 class PackedLinear(nn.Module):

@@ -1,8 +1,7 @@
 """The cross-entropy of the head's logits. A large vocabulary's is computed in chunks of rows.
 
-Logits (B T, V) and their gradient are most of a GPT-2's memory. If the caller does not need the logits, at most
-LOSS_ROWS rows of them exist at once. What training keeps for the backward pass has the sizes of x and of the head's
-weight.
+Logits (B T, V) and their gradient are most of a GPT-2's memory. A caller that needs no logits has at most LOSS_ROWS
+rows of them at once, and training keeps for the backward pass only what has the size of x and of the head's weight.
 """
 
 import torch

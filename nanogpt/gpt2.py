@@ -6,6 +6,7 @@ Names of weights are nanoGPT's, behind an optional "transformer."; matrices are 
 import json
 import os
 import shutil
+from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -153,8 +154,7 @@ def write_folder(to, model, codec, tokenizer):
         os.makedirs(temporary)
         with writing(to):
             for name, text in (texts | {"tokenizer": tokenizer}).items():
-                with open(os.path.join(temporary, f"{name}.json"), "w", encoding="utf-8") as f:
-                    f.write(text)
+                Path(temporary, f"{name}.json").write_text(text, encoding="utf-8")
         save_file(_weights(model), os.path.join(temporary, "model.safetensors"), metadata={"format": "pt"})
         if os.path.isdir(folder):
             os.rmdir(folder)
