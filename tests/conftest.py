@@ -44,14 +44,17 @@ SYNTHETIC = dict(
     dataset="synthetic", device="cpu", dtype="float32", compile=False, n_layer=2, n_head=2, n_embd=64, block_size=32,
     batch_size=8, gradient_accumulation_steps=2, max_iters=150, lr_decay_iters=120, warmup_iters=10,
     learning_rate=1e-3, min_lr=1e-4, dropout=0.0, bias=False, eval_interval=50, eval_iters=5, log_interval=1,
+    peak_flops=1e9,
 )  # fmt: skip
 # Smaller still, where the numbers do not matter.
 TINY = SYNTHETIC | dict(
     n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=4, gradient_accumulation_steps=1, max_iters=8,
-    lr_decay_iters=8, warmup_iters=2, learning_rate=1e-2, min_lr=1e-3, eval_interval=4, eval_iters=2, peak_flops=1e9,
+    lr_decay_iters=8, warmup_iters=2, learning_rate=1e-2, min_lr=1e-3, eval_interval=4, eval_iters=2,
 )  # fmt: skip
 # As small, with a few saves between its evaluations.
 SMALL = TINY | dict(max_iters=16, lr_decay_iters=16, gradient_accumulation_steps=2, save_interval=3)
+# What a run takes from its checkpoint is its own; the peak is the machine's, and to measure one takes half a second.
+RESUME = dict(init_from="resume", device="cpu", peak_flops=1e9)
 # whole runs in bfloat16 take long where the processor has to emulate it
 IN_BFLOAT16 = [] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [pytest.mark.slow]
 CHARACTERS = "\n " + string.ascii_letters + string.digits[:7]  # 61, an id each

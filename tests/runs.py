@@ -64,7 +64,7 @@ def content(out_dir):
 def as_nanogpt_saves(path, to, n_layer=2):
     """`path`, one of our checkpoints, with what nanoGPT's train.py saves from a compiled model and nothing else."""
     saved = load(path)
-    config = {name: saved["config"][name] for name in SYNTHETIC | DEFAULTS if name != "seed"}
+    config = {name: saved["config"][name] for name in SYNTHETIC | DEFAULTS if name not in ("seed", "peak_flops")}
     config |= dict(backend="nccl", device="cuda", dtype="bfloat16", compile=True, init_from="scratch", eval_only=False)
     torch.save(
         {

@@ -11,7 +11,7 @@ import pytest
 import reference
 import tiktoken
 import torch
-from conftest import TINY, error_line, flags
+from conftest import RESUME, TINY, error_line, flags
 from tokenizers import Tokenizer
 
 from data.dataset import Dataset
@@ -108,7 +108,7 @@ def test_a_resume_keeps_the_best_ones(run, trained, tmp_path):
     project, out_dir, _ = trained
     shutil.copytree(out_dir, tmp_path / "out")
     best = torch.load(out_dir / "last.pt", weights_only=True)["best_bpb"]
-    worse = flags(init_from="resume", out_dir=tmp_path / "out", device="cpu", max_iters=10, learning_rate=0.0, min_lr=0.0)
+    worse = flags(RESUME, out_dir=tmp_path / "out", max_iters=10, learning_rate=0.0, min_lr=0.0)
     result = run("train.py", *worse, project=project)
     assert f"{best:.4f} bits per byte" in result.stdout
 

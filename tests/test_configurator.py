@@ -571,7 +571,7 @@ def test_a_real_users_config_trains_and_says_what_it_ignores(run, tmp_path):
         "wandb_run_name = 'run' + str(time.time())\n"
         "master = True\n"
     )
-    more = flags(SYNTHETIC, block_size=16, batch_size=4, eval_iters=1, out_dir=tmp_path / "out", peak_flops=1e9)
+    more = flags(SYNTHETIC, block_size=16, batch_size=4, eval_iters=1, out_dir=tmp_path / "out")
     more = [flag for flag in more if not flag.startswith(("--n_", "--max_iters", "--lr_decay", "--dtype"))]
     result = run("train.py", *more, "mine.py", cwd=tmp_path)
     assert result.lines[0] == "note: config file mine.py sets names that are no settings: master"

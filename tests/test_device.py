@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, SYNTHETIC, TINY, error_line, flags, machine
+from conftest import GOLDEN, RESUME, ROOT, SYNTHETIC, TINY, error_line, flags, machine
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
@@ -309,7 +309,7 @@ def test_a_resume_keeps_both_and_says_what_is_given(run, tmp_path):
     run("train.py", *flags(TINY, attention="math", deterministic=True, out_dir=out_dir, max_iters=4))
     saved = torch.load(out_dir / "last.pt", weights_only=True)
     assert saved["config"]["attention"] == "math" and saved["config"]["deterministic"] is True
-    again = run("train.py", *flags(init_from="resume", out_dir=out_dir, attention="auto", max_iters=6))
+    again = run("train.py", *flags(RESUME, out_dir=out_dir, attention="auto", max_iters=6))
     assert "attention is now 'auto' (the run had 'math')" in again.lines
     assert not any("deterministic is now" in line for line in again.lines)
     saved = torch.load(out_dir / "last.pt", weights_only=True)
@@ -324,7 +324,7 @@ def test_a_run_from_a_gpu_with_a_gpus_kernel_resumes_on_a_cpu(run, tmp_path):
     saved["config"]["attention"], saved["machine"]["device_type"] = "flash", "cuda"
     torch.save(saved, path)
     (out_dir / "ckpt.pt").unlink(missing_ok=True)
-    again = run("train.py", *flags(init_from="resume", out_dir=out_dir, device="cpu", max_iters=6))
+    again = run("train.py", *flags(RESUME, out_dir=out_dir, max_iters=6))
     assert "the run was on cuda: dtype, compile and attention are chosen anew for cpu" in again.lines
     assert torch.load(path, weights_only=True)["config"]["attention"] == "auto"
 

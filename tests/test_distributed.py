@@ -18,7 +18,7 @@ import pytest
 import reference
 import torch
 import torch.distributed as dist
-from conftest import SYNTHETIC, TINY, error_line, flags, parse, rows as log_rows
+from conftest import RESUME, SYNTHETIC, TINY, error_line, flags, parse, rows as log_rows
 from reference import F
 from runs import assert_close, load, places
 
@@ -26,7 +26,7 @@ from nanogpt.distributed import pick_backend
 from nanogpt.errors import UserError
 
 # Two micro-steps each on two processes; five evaluation batches, which two and four processes cannot share evenly.
-RUN = SYNTHETIC | dict(gradient_accumulation_steps=4, max_iters=60, eval_interval=20, peak_flops=1e9)
+RUN = SYNTHETIC | dict(gradient_accumulation_steps=4, max_iters=60, eval_interval=20)
 BETAS = dict(weight_decay=0.1, beta1=0.9, beta2=0.95, grad_clip=1.0, decay_lr=True, seed=1337)
 
 
@@ -407,7 +407,7 @@ def half_way(run_ranks, tmp_path_factory):
 @pytest.mark.parametrize("first, second", [("fsdp", "ddp"), ("ddp", "fsdp"), ("fsdp", "fsdp")])
 def test_a_run_goes_on_exactly_with_either_sharding(run_ranks, whole, half_way, tmp_path, first, second):
     losses = half_way(first, tmp_path / "out")
-    arguments = flags(out_dir=tmp_path / "out", init_from="resume", max_iters=60, sharding=second, device="cpu")
+    arguments = flags(RESUME, out_dir=tmp_path / "out", max_iters=60, sharding=second)
     rest = run_ranks(2, *arguments).losses
     assert losses + rest == whole("ddp")[1][0].losses
     assert rows(tmp_path / "out") == places(losses + rest)
@@ -415,7 +415,7 @@ def test_a_run_goes_on_exactly_with_either_sharding(run_ranks, whole, half_way, 
 
 @pytest.mark.slow
 def test_a_run_of_fsdps_goes_on_in_one_process_or_in_four_which_is_said(run, run_ranks, half_way, tmp_path):
-    resume = flags(init_from="resume", max_iters=45, device="cpu")
+    resume = flags(RESUME, max_iters=45)
     for n, sharding in (1, "ddp"), (4, "ddp"):
         out_dir = tmp_path / str(n)
         before = half_way("fsdp", out_dir)
@@ -437,15 +437,14 @@ def test_a_resumed_run_may_have_a_number_of_processes_that_only_its_own_settings
     """The defaults' 40 micro-batches cannot be shared by three."""
     settings = TINY | dict(gradient_accumulation_steps=3, out_dir=tmp_path / "out")
     run_ranks(3, *flags(settings, max_iters=3))
-    result = run_ranks(3, *flags(init_from="resume", out_dir=tmp_path / "out", max_iters=5, device="cpu"))
+    result = run_ranks(3, *flags(RESUME, out_dir=tmp_path / "out", max_iters=5))
     assert places(result.losses)[-1] == ("iter", 5)
 
 
 def test_eval_only_on_two_processes_writes_nothing(run_ranks, half_way, whole, tmp_path):
     half_way("ddp", tmp_path / "out")
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    arguments = flags(out_dir=tmp_path / "out", init_from="resume", eval_only=True, device="cpu")
-    result = run_ranks(2, *arguments)
+    result = run_ranks(2, *flags(RESUME, out_dir=tmp_path / "out", eval_only=True))
     assert places(result.losses) == [("step", 30)]
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
@@ -468,7 +467,7 @@ def test_sigterm_to_torchrun_or_to_a_worker_stops_all_and_the_run_goes_on(
     at = re.search(r"^stopped at iteration (\d+); .* is iteration (\d+)'s", first.stdout, re.M)
     assert at and at[1] == at[2], first.stdout + first.stderr
     assert launch.workers() == {}
-    second = run_ranks(2, *flags(out_dir=out_dir, init_from="resume", sharding=sharding, device="cpu"))
+    second = run_ranks(2, *flags(RESUME, out_dir=out_dir, sharding=sharding))
     assert first.losses + second.losses == whole("ddp")[1][0].losses
     assert rows(out_dir) == places(whole("ddp")[1][0].losses)
 

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, error_line, flags
+from conftest import RESUME, ROOT, TINY, error_line, flags
 from hugging_face import (
     SMALL, TUNE, GPT2LMHeadModel, differences, edit, edit_weights, folder_of, gpt2, ids_for,
 )  # fmt: skip
@@ -244,8 +244,8 @@ def test_finetuning_starts_at_transformers_loss_and_its_sizes(run, constant, tmp
     sizes = dict(n_layer=2, n_head=2, n_embd=32, block_size=32, bias=True)
     assert saved["config"] == saved["config"] | sizes
     assert saved["model_args"] == sizes | dict(vocab_size=97, dropout=0.1, activation="gelu_new")
-    more = ["--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--max_iters=10", "--device=cpu"]
-    assert [entry[1] for entry in run("train.py", *more).losses if entry[0] == "iter"] == [9, 10]
+    resumed = run("train.py", *flags(RESUME, out_dir=tmp_path / "out", max_iters=10))
+    assert [entry[1] for entry in resumed.losses if entry[0] == "iter"] == [9, 10]
 
 
 def test_a_folder_by_the_name_of_scratch_is_not_taken_for_a_model(run, tmp_path):

@@ -8,7 +8,7 @@ import re
 import pytest
 import reference
 import torch
-from conftest import GOLDEN, TINY, flags
+from conftest import GOLDEN, RESUME, TINY, flags
 from small_models import shaken, small
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -544,4 +544,4 @@ def test_a_checkpoint_with_masks_samples_and_is_trained_on(run, project, tmp_pat
     (tmp_path / "last.pt").unlink()
     torch.save(nanogpts, tmp_path / "ckpt.pt")
     run("sample.py", *flags(out_dir=tmp_path, device="cpu", num_samples=1, max_new_tokens=5))
-    run("train.py", *flags(out_dir=tmp_path, init_from="resume", device="cpu", max_iters=10, lr_decay_iters=10))
+    run("train.py", *flags(RESUME, out_dir=tmp_path, max_iters=10, lr_decay_iters=10))

@@ -5,7 +5,7 @@ import csv
 
 import pytest
 import torch
-from conftest import TINY, error_line, flags
+from conftest import RESUME, TINY, error_line, flags
 from small_models import small
 
 from nanogpt import optim
@@ -112,16 +112,16 @@ def test_a_run_that_is_resumed_beyond_its_schedule_is_told_from_which_iteration_
     settings = TINY | dict(max_iters=8, lr_decay_iters=8, min_lr=0.0, out_dir=tmp_path / "out")
     first = run("train.py", *flags(settings))
     assert "min_lr" not in first.stdout
-    nothing_left = run("train.py", "--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--device=cpu")
+    resume = RESUME | dict(out_dir=tmp_path / "out")
+    nothing_left = run("train.py", *flags(resume))
     assert "--max_iters= and --lr_decay_iters=" in nothing_left.lines[-1]
-    longer = run("train.py", "--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--max_iters=12", "--device=cpu")
+    longer = run("train.py", *flags(resume, max_iters=12))
     [said] = [line for line in longer.lines if "min_lr = 0.0" in line]
     assert "from iteration 8 on" in said and "--lr_decay_iters=12" in said
     with open(tmp_path / "out" / "log.csv") as f:
         rates = {int(row["iter"]): float(row["lr"]) for row in csv.DictReader(f)}
     assert rates[7] > 0 and {rates[n] for n in range(8, 13)} == {0.0}  # as was said
-    evaluated = run("train.py", "--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--eval_only=True",
-                    "--max_iters=20", "--device=cpu")  # fmt: skip
+    evaluated = run("train.py", *flags(resume, eval_only=True, max_iters=20))
     assert "min_lr" not in evaluated.stdout  # which trains nothing
 
 
@@ -135,8 +135,7 @@ def test_a_checkpoint_without_optimizer_state_is_one_line_that_names_the_way_to_
         else:
             checkpoint["optimizer"] = {}
         torch.save(checkpoint, path)
-    resumed = run("train.py", "--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--max_iters=20", "--device=cpu",
-                  expect=2)  # fmt: skip
+    resumed = run("train.py", *flags(RESUME, out_dir=tmp_path / "out", max_iters=20), expect=2)
     line = error_line(resumed)
     assert "no optimizer state" in line and f"--init_from={tmp_path / 'out'}" in line
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import SYNTHETIC, error_line, flags
+from conftest import RESUME, SYNTHETIC, error_line, flags
 from test_distributed import no_rank_stays, ranks, run_ranks  # noqa: F401  (fixtures)
 
 from data.order import Windows
@@ -134,7 +134,7 @@ def test_evaluations_are_drawn_at_random_and_change_nothing_in_an_epochs_order()
 # ----------------------------------------------------------------------------------------------
 # in a run
 
-RUN = SYNTHETIC | dict(order="epoch", max_iters=44, eval_interval=20, peak_flops=1e9)  # 20,000 tokens: 39 iterations
+RUN = SYNTHETIC | dict(order="epoch", max_iters=44, eval_interval=20)  # 20,000 tokens: 39 iterations
 
 
 def gradient_norms(out_dir):
@@ -159,7 +159,7 @@ def test_two_processes_and_a_resume_on_one_take_the_windows_of_one_process(run, 
     expected = gradient_norms(tmp_path / "one")
     run_ranks(2, *flags(RUN, out_dir=tmp_path / "two", max_iters=19))
     assert gradient_norms(tmp_path / "two") == pytest.approx(expected[:20], rel=1e-3)
-    result = run("train.py", *flags(out_dir=tmp_path / "two", init_from="resume", device="cpu", max_iters=44))
+    result = run("train.py", *flags(RESUME, out_dir=tmp_path / "two", max_iters=44))
     assert "the run had 2 processes and has 1 now: from here on other evaluation batches come" in result.lines
     assert gradient_norms(tmp_path / "two") == pytest.approx(expected, rel=1e-3)
     run("train.py", *flags(RUN, out_dir=tmp_path / "random", order="random"))
@@ -172,7 +172,7 @@ def test_a_resume_with_another_batch_size_continues_the_pass_and_another_seed_ta
     norms = gradient_norms(tmp_path / "one")
     for name, seed in (("same", 1337), ("other", 5)):
         run("train.py", *flags(RUN, out_dir=tmp_path / name, max_iters=19))
-        more = dict(init_from="resume", device="cpu", max_iters=44, seed=seed)
+        more = RESUME | dict(max_iters=44, seed=seed)
         # 1 x 16 windows an iteration, where the run had 2 x 8
         result = run("train.py", *flags(out_dir=tmp_path / name, batch_size=16, gradient_accumulation_steps=1, **more))
         found = gradient_norms(tmp_path / name)

@@ -6,7 +6,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from conftest import SYNTHETIC, TINY, error_line, flags, tree
+from conftest import RESUME, SYNTHETIC, TINY, error_line, flags, tree
 from runs import load
 
 from nanogpt.distributed import Processes
@@ -126,7 +126,7 @@ def test_a_run_ends_by_patience_and_its_resume_says_so_unless_it_is_raised(run, 
     assert min(losses) in losses[:-2] and last == 2 * (len(losses) - 1)
     assert f"ended by patience = 2 at iteration {last}" in result.lines
     assert load(tmp_path / "out" / "last.pt")["evals_since_best"] == 2
-    resume = flags(init_from="resume", out_dir=tmp_path / "out", device="cpu")
+    resume = flags(RESUME, out_dir=tmp_path / "out")
     again = run("train.py", *resume)
     assert again.lines[-1].startswith("the run has ended by patience = 2") and not again.losses
     more = run("train.py", *resume, "--patience=4")
@@ -136,10 +136,10 @@ def test_a_run_ends_by_patience_and_its_resume_says_so_unless_it_is_raised(run, 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [dict(patience=3), dict(patience=3, sample_interval=10), dict(max_seconds=1e6)])
 def test_resumed_runs_are_exact_with_these_settings_on(run, tmp_path, extra):
-    settings = SYNTHETIC | dict(max_iters=60, eval_interval=10, lr_decay_iters=60, dropout=0.1, peak_flops=1e9) | extra
+    settings = SYNTHETIC | dict(max_iters=60, eval_interval=10, lr_decay_iters=60, dropout=0.1) | extra
     whole = run("train.py", *flags(settings, out_dir=tmp_path / "whole"))
     first = run("train.py", *flags(settings | dict(max_iters=33), out_dir=tmp_path / "parts"))
-    second = run("train.py", *flags(init_from="resume", out_dir=tmp_path / "parts", max_iters=60, device="cpu"))
+    second = run("train.py", *flags(RESUME, out_dir=tmp_path / "parts", max_iters=60))
     assert first.losses + second.losses == whole.losses
     ends = [load(tmp_path / name / "last.pt") for name in ("whole", "parts")]
     assert ends[0]["evals_since_best"] == ends[1]["evals_since_best"]
@@ -151,7 +151,7 @@ def test_resumed_runs_are_exact_with_these_settings_on(run, tmp_path, extra):
 
 
 def test_samples_move_no_other_draw(run, tmp_path):
-    settings = SYNTHETIC | dict(max_iters=30, eval_interval=10, dropout=0.2, peak_flops=1e9)
+    settings = SYNTHETIC | dict(max_iters=30, eval_interval=10, dropout=0.2)
     plain = run("train.py", *flags(settings, out_dir=tmp_path / "a"))
     sampled = run("train.py", *flags(settings, out_dir=tmp_path / "b", sample_interval=20))
     assert plain.losses == sampled.losses and "sample at" not in plain.stdout
@@ -171,7 +171,7 @@ def test_a_run_ends_by_the_clock_evaluated_and_saved_and_goes_on_with_more_time(
     assert f"ended by max_seconds = 1 at iteration {last}" in result.lines and last > 0
     assert load(tmp_path / "out" / "ckpt.pt")["iter_num"] == load(tmp_path / "out" / "last.pt")["iter_num"] == last
     assert 1 <= load(tmp_path / "out" / "last.pt")["seconds"] < 3
-    resume = flags(init_from="resume", out_dir=tmp_path / "out", device="cpu")
+    resume = flags(RESUME, out_dir=tmp_path / "out")
     again = run("train.py", *resume)
     assert again.lines[-1].startswith("the run has ended by max_seconds = 1") and not again.losses
     more = run("train.py", *resume, "--max_seconds=2")

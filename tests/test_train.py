@@ -11,7 +11,7 @@ from collections import Counter
 import psutil
 import pytest
 import torch
-from conftest import IN_BFLOAT16, SMALL, SYNTHETIC, TINY, flags, parse, rows, tree
+from conftest import IN_BFLOAT16, RESUME, SMALL, SYNTHETIC, TINY, flags, parse, rows, tree
 from reference import losses_of_a_run
 from runs import DEFAULTS, TOKENS, assert_near, assert_same_losses, golden, load, val_losses
 
@@ -187,7 +187,7 @@ def test_eval_only_evaluates_once_and_writes_nothing(run, synthetic_run, project
     saved = load(tmp_path / "out" / "last.pt")
     assert saved["iter_num"] == 151  # of no eval_interval
     before = tree(tmp_path, project)
-    result = run("train.py", *flags(out_dir=tmp_path / "out", init_from="resume", device="cpu", eval_only=True))
+    result = run("train.py", *flags(RESUME, out_dir=tmp_path / "out", eval_only=True))
     assert [line[:2] for line in result.losses] == [("step", 151)] and re.fullmatch(STEP, result.lines[-1])
     fresh = run("train.py", *flags(SYNTHETIC, out_dir=tmp_path / "new", eval_only=True))
     assert fresh.losses == [golden("synthetic.csv")[0]] and re.fullmatch(STEP, fresh.lines[-1])

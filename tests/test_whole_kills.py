@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import IN_BFLOAT16, SMALL, TINY, flags, rows
+from conftest import IN_BFLOAT16, RESUME, SMALL, TINY, flags, rows
 from runs import content
 
 KILLS = int(os.environ.get("NANO_KILLS", 24))
@@ -109,7 +109,7 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(train, whole_run, 
         in_evaluations += done % 4 == 0 and not last["points"][0]["evaluated"]
     assert in_evaluations >= 1
     assert len(printed) < len(expected) - 4
-    rest = train({}, out_dir=tmp_path, init_from="resume", device="cpu")  # its own settings stand in the checkpoint
+    rest = train(RESUME, out_dir=tmp_path)  # its own settings stand in the checkpoint
     assert f", {settings['dtype']}, compile False, {settings.get('optimizer', 'adamw')}, " in rest.stdout
     assert printed + rest.losses == expected  # no line lost, and none twice
     assert rows(tmp_path) == expected_rows

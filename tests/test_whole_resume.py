@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
-    SMALL, SYNTHETIC, TESTS, TINY, error_line, flags, one_failure, parse, rows, tree, write_synthetic,
+    RESUME, SMALL, SYNTHETIC, TESTS, TINY, error_line, flags, one_failure, parse, rows, tree, write_synthetic,
 )  # fmt: skip
 from reference import losses_of_a_run
 from runs import DEFAULTS, TOKENS, as_nanogpt_saves, assert_close, assert_near, content, load
@@ -22,7 +22,7 @@ from nanogpt.run_log import read_log
 def test_a_finished_run_goes_on_to_a_larger_max_iters(run, tmp_path):
     whole = run("train.py", *flags(TINY, dropout=0.1, max_iters=16, out_dir=tmp_path / "whole")).losses
     first = run("train.py", *flags(TINY, dropout=0.1, max_iters=9, out_dir=tmp_path / "out")).losses
-    second = run("train.py", *flags(out_dir=tmp_path / "out", init_from="resume", device="cpu", max_iters=16))
+    second = run("train.py", *flags(RESUME, out_dir=tmp_path / "out", max_iters=16))
     assert first + second.losses == whole
     assert "max_iters is now 16 (the run had 9)" in second.lines
 
@@ -61,7 +61,7 @@ def test_another_seed_at_a_resume_draws_other_batches_and_is_said(train, small_r
     assert all(ours != theirs for ours, theirs in zip(other.losses, plain.losses, strict=True))
     assert train(resume, out_dir=folders["again"], seed=5).losses == other.losses
     first = train(resume, out_dir=folders["parts"], seed=5, max_iters=12)
-    second = train({}, out_dir=folders["parts"], init_from="resume", max_iters=16, device="cpu", compile=False)
+    second = train(RESUME, out_dir=folders["parts"], max_iters=16)
     assert first.losses + second.losses == other.losses and "seed is now" not in second.stdout
 
 
@@ -70,7 +70,7 @@ def test_out_dir_and_resume_are_enough_and_overrides_are_said(train, whole_run, 
     plain = train({}, out_dir=small_run, init_from="resume", max_iters=16, device="cpu", compile=False)
     assert plain.losses == expected[-len(plain.losses) :] and len(plain.losses) == 8 + 2
     assert "max_iters is now 16 (the run had 8)" in plain.lines
-    changed = train({}, out_dir=small_run, init_from="resume", max_iters=18, learning_rate=0.5, weight_decay=0.25)
+    changed = train(RESUME, out_dir=small_run, max_iters=18, learning_rate=0.5, weight_decay=0.25)
     for line in (
         "max_iters is now 18 (the run had 16)",
         "learning_rate is now 0.5 (the run had 0.01)",
@@ -172,8 +172,8 @@ def test_betas_and_decay_changed_on_resume_give_adamws_own_losses(run, synthetic
     as_nanogpt_saves(synthetic_run[0] / "ckpt.pt", tmp_path / "ckpt.pt")
     changed = dict(beta1=0.5, beta2=0.6, weight_decay=0.9, max_iters=156, eval_interval=5, grad_clip=0.5)
     settings = SYNTHETIC | DEFAULTS | changed | dict(min_lr=3e-3, lr_decay_iters=120)
-    more = flags(device="cpu", dtype="float32", compile=False, min_lr=3e-3, **changed)
-    result = run("train.py", f"--out_dir={tmp_path}", "--init_from=resume", *more)
+    more = flags(RESUME, dtype="float32", compile=False, min_lr=3e-3, **changed)
+    result = run("train.py", f"--out_dir={tmp_path}", *more)
     saved = load(synthetic_run[0] / "ckpt.pt")
     for group, decay in zip(saved["optimizer"]["param_groups"], (0.9, 0.0), strict=True):
         group |= dict(betas=(0.5, 0.6), weight_decay=decay)
@@ -188,8 +188,8 @@ def test_betas_and_decay_changed_on_resume_give_adamws_own_losses(run, synthetic
 def test_a_checkpoint_of_nanogpts_resumes_with_nanogpts_losses(run, synthetic_run, tmp_path):
     """nanoGPT's resume starts its generators anew: the losses are those of a plain reimplementation of that."""
     as_nanogpt_saves(synthetic_run[0] / "ckpt.pt", tmp_path / "ckpt.pt")
-    more = flags(device="cpu", dtype="float32", compile=False, max_iters=160, eval_interval=10)
-    result = run("train.py", f"--out_dir={tmp_path}", "--init_from=resume", *more)
+    more = flags(RESUME, dtype="float32", compile=False, max_iters=160, eval_interval=10)
+    result = run("train.py", f"--out_dir={tmp_path}", *more)
     assert f"Resuming training from {tmp_path}" in result.lines
     saved = load(synthetic_run[0] / "ckpt.pt")
     settings = SYNTHETIC | DEFAULTS | dict(max_iters=160, eval_interval=10)
@@ -208,7 +208,7 @@ def test_a_run_of_the_old_layout_resumes_with_the_losses_that_the_old_code_print
     """resumed.txt has what the old code printed when it resumed last.pt, and iterations 5 to 9 stand in its log."""
     for file in (name, "log.csv"):
         shutil.copy(OLD / file, tmp_path)
-    result = run("train.py", *flags(out_dir=tmp_path, init_from="resume", device="cpu", max_iters=20))
+    result = run("train.py", *flags(RESUME, out_dir=tmp_path, max_iters=20))
     assert f"Resuming training from {tmp_path}" in result.lines and result.losses[0][:2] == first
     logged = [row for row in read_log(OLD / "log.csv") if row["kind"] == "train" and int(row["iter"]) >= 5]
     old = [("iter", int(row["iter"]), row["train_loss"]) for row in logged] * (name == "ckpt.pt")
