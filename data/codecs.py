@@ -195,11 +195,15 @@ class TokenizerCodec(Codec):
 
     def encode_ordinary(self, text):
         """Ids of plain text, (n,): -1 for what the vocabulary lacks, where it has no id for that."""
-        ids = self._encode(text).ids
-        if not {self.eot, self._unknown}.isdisjoint(ids):
-            # a model that has such a name among its pieces takes it for that token: it cannot where the text is cut
-            ids = [id for part in self._inside_names.split(text) for id in self._encode(part).ids]
-        return np.array(ids, dtype=np.int64)
+        return np.array([id for _, found in self._parts(text) for id in found.ids], dtype=np.int64)
+
+    def _parts(self, text):
+        """[(part, its encoding)] of the text: the whole, or, where a model takes a name in it for the end of a document
+        or for an unknown token, as it has that name among its pieces, the text cut inside such names."""
+        found = self._encode(text)
+        if {self.eot, self._unknown}.isdisjoint(found.ids):
+            return [(text, found)]
+        return [(part, self._encode(part)) for part in self._inside_names.split(text)]
 
     def _encode(self, text):
         """What has its `ids` and `offsets`. Where tokenizers raises, as no id stands for what the vocabulary lacks, the
@@ -212,9 +216,11 @@ class TokenizerCodec(Codec):
     def missing(self, text, ids):
         if self._unknown not in ids:
             return Counter()
-        found = self._encode(text)
-        spans = zip(found.ids, found.offsets, strict=True)
-        words = [text[start:end] for id, (start, end) in spans if id == self._unknown]
+        words = [
+            part[start:end]
+            for part, found in self._parts(text)
+            for id, (start, end) in zip(found.ids, found.offsets, strict=True) if id == self._unknown
+        ]  # fmt: skip
         counts = Counter("".join(words))
         alone = Counter({c: n for c, n in counts.items() if self._unknown in self._encode(c).ids})
         limit = getattr(self._tokenizer.model, "max_input_chars_per_word", math.inf)

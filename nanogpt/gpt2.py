@@ -95,6 +95,8 @@ def load_weights(make_model, config, path):
         weights = {}
         for name, tensor in load_file(path).items():
             if not name.endswith(MASKS):
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{name} is not of floats")
                 tensor = tensor.mT if name.endswith(TRANSPOSED) else tensor
                 weights[f"transformer.{name.removeprefix('transformer.')}"] = tensor
         check_sizes(config, weights)

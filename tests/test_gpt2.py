@@ -90,6 +90,10 @@ def no_embeddings(weights):
     del weights["transformer.wte.weight"]
 
 
+def whole_numbers(weights):
+    weights["transformer.ln_f.weight"] = weights["transformer.ln_f.weight"].long()
+
+
 def untied(weights):
     weights["lm_head.weight"] = weights["transformer.wte.weight"] + 1
 
@@ -110,7 +114,7 @@ CONFIG_FAULTS = [
     dict(tie_word_embeddings=False), dict(scale_attn_by_inverse_layer_idx=True), dict(scale_attn_weights=False),
     dict(add_cross_attention=True),
 ]  # fmt: skip
-WEIGHT_FAULTS = [wrong_shape, missing, no_embeddings, untied, another_model, flat]
+WEIGHT_FAULTS = [wrong_shape, missing, no_embeddings, whole_numbers, untied, another_model, flat]
 FILE_FAULTS = {
     "no config": lambda folder: (folder / "config.json").unlink(),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),

@@ -396,6 +396,15 @@ def test_the_name_of_a_special_token_in_a_corpus_is_plain_text_for_a_model_that_
     assert codec.decode(ids).replace(" ", "") == ordinary.replace(" ", "")
 
 
+def test_a_character_that_is_known_in_a_special_tokens_name_alone_is_lacking():
+    scores = {"<unk>": 0.0, "</s>": -1.0, "a": -2.0, "/s>": -3.0}  # no "<" but in </s>, which a text cannot have
+    tokenizer = Tokenizer(models.Unigram(list(scores.items()), unk_id=0))
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
+    codec = codec_of_tokenizer(tokenizer.to_str(), "x")
+    assert codec.missing("a</s>a", codec.encode_ordinary("a</s>a")) == {"<": 1}
+    assert codec.encode("a</s>a") == [2, 1, 2]  # a prompt may have the token that ends a document
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "own"])
 def test_a_tokenizer_that_transformers_has_saved_is_the_same(kind, own, tmp_path):
     text = own if kind == "own" else trained(kind)
