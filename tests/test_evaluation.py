@@ -111,7 +111,7 @@ def test_the_standard_error_is_that_of_window_means(run, trained):
     assert one.standard_error is None and one.line("x").endswith("standard error unknown (a single window)")
 
 
-def test_the_line_is_the_issues():
+def test_the_line_has_each_figure_to_its_digits():
     totals = evaluation.Totals(tokens=111_539, bytes=111_539, spans=436, nats=1.46569 * 111_539)
     totals.nats_tokens = totals.nats * 256
     totals.tokens_squared = 111_539 * 256
