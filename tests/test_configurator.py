@@ -108,7 +108,7 @@ def test_a_value_of_another_type_than_the_defaults_is_an_error_that_names_it(scr
 def test_an_unknown_setting_is_an_error_that_names_the_nearest(script):
     assert "did you mean batch_size?" in mistake(script, "--bach_size=3")
     assert "did you mean learning_rate?" in mistake(script, "--learning-rate=3")
-    assert "did you mean decay_lr?" in mistake(script, "--DECAY_LR=True") or "--help" in mistake(script, "--DECAY_LR=1")
+    assert "see --help" in mistake(script, "--DECAY_LR=True")
     assert "--help" in mistake(script, "--zzzzzz=3")
 
 
@@ -301,13 +301,14 @@ SCRIPTS = [str(p) for p in project_code() if re.search(r"^(\w+ = )?configure\(gl
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_of_each_script(run, tmp_path, name):
-    """From another folder; exit 0; a comment beside every setting; nanoGPT's defaults."""
+    """From another folder; exit 0; every setting as it stands in the source, with a comment; nanoGPT's defaults."""
     result = run(name, "--help", cwd=tmp_path)
     assert result.stderr == "" and list(tmp_path.iterdir()) == []
     first = (ROOT / name).read_text().split('"""')[1].strip().splitlines()[0]
     assert result.lines[0] == first
     assert ("--start='\"ROMEO:\\n\"' is ROMEO: and a line feed" in result.stdout) == (name == "sample.py")
     shown = shown_by_help(result.stdout)
+    assert shown == settings_in_the_source(ROOT / name)
     assert all(comment for _, comment in shown.values()), result.stdout
     for setting, default in {"train.py": TRAIN, "sample.py": SAMPLE}.get(name, {}).items():
         assert shown[setting][0] == repr(default), setting
@@ -333,12 +334,6 @@ def settings_in_the_source(path):
             if isinstance(value, (bool, int, float, str)):
                 found[node.targets[0].id] = repr(value), comments.get(node.lineno, "")
     raise AssertionError(f"{path} does not call configure()")
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help_shows_every_setting_with_the_default_and_the_comment_that_stand_in_the_source(run, name):
-    shown = shown_by_help(run(name, "--help").stdout)
-    assert shown == settings_in_the_source(ROOT / name)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ ALL = itertools.product(HOW, PROMPTS, WINDOW_STEPS)
 @pytest.mark.parametrize("how, prompt, rows, window_step", [  # the quick ones have each two of the three together
     pytest.param(how, *prompt, step, marks=[] if (how, prompt, step) in QUICK else pytest.mark.slow)
     for how, prompt, step in ALL
-], ids=str)  # fmt: skip
+], ids=lambda value: " ".join(value) or "plain" if isinstance(value, dict) else str(value))  # fmt: skip
 def test_texts_of_graphs_are_those_without(graphs, how, prompt, rows, window_step):
     model = shaken(small(), 0.2)
     settings = dict(prompt=prompt, rows=rows, window_step=window_step)

@@ -111,7 +111,7 @@ def test_the_standard_error_is_that_of_window_means(run, trained):
     assert one.standard_error is None and one.line("x").endswith("standard error unknown (a single window)")
 
 
-def test_the_line_is_the_issues():
+def test_the_line_has_each_figure_to_its_digits():
     n = np.array([256] * 435 + [179])
     off = 0.0031 * 111_539 * math.sqrt(435) / 436  # half of the windows lie so much above the mean, half below
     nats = 1.46569 * n + np.repeat([off, -off], 218)

@@ -1,5 +1,6 @@
 """tools/export.py: what transformers reads in an exported folder, and what is written where it cannot be."""
 
+import functools
 import json
 import math
 import shlex
@@ -36,10 +37,15 @@ def checkpoint_of(model, out_dir, **more):
     return out_dir
 
 
+@functools.cache
+def loaded(folder):
+    """(model, tokenizer) as transformers reads them."""
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
 def greedy(folder, prompt, count):
     """The text that transformers itself goes on with, prompt included."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = loaded(folder)
     inputs = tokenizer(prompt, return_tensors="pt")
     return tokenizer.decode(model.generate(**inputs, do_sample=False, max_new_tokens=count)[0])
 
@@ -155,7 +161,7 @@ def test_a_model_in_its_own_tokens_writes_transformers_greedy_text(prompt, own_r
 
 
 def test_its_own_tokenizer_gives_autotokenizer_the_codecs_ids_on_ugly_text(own_run, project):
-    tokenizer, codec = AutoTokenizer.from_pretrained(own_run[1]), Tokens.of_dataset(str(project / "data" / "odd_own")).codec
+    tokenizer, codec = loaded(own_run[1])[1], Tokens.of_dataset(str(project / "data" / "odd_own")).codec
     assert len(tokenizer) == 400 and tokenizer.eos_token_id == tokenizer.bos_token_id == codec.eot == 399
     assert (own_run[1] / "tokenizer.json").read_text() == (project / "data" / "odd_own" / "tokenizer.json").read_text()
     rng = np.random.default_rng(6)
@@ -199,7 +205,7 @@ def word_piece():
 
 def test_a_character_models_tokenizer_is_the_codec(char_run):
     out_dir, folder, text = char_run
-    tokenizer, stoi = AutoTokenizer.from_pretrained(folder), ckpt.load(str(out_dir / "ckpt.pt"))["meta"]["stoi"]
+    tokenizer, stoi = loaded(folder)[1], ckpt.load(str(out_dir / "ckpt.pt"))["meta"]["stoi"]
     assert len(tokenizer) == len(stoi)
     for part in (ODD, text[:3000], " ", "\n", "  \n  ", " ' s n't , ."):
         part = "".join(c for c in part if c in stoi)
@@ -214,14 +220,14 @@ def test_no_tokenizer_returns_token_types(char_run, bpe_run):
     for _, folder, *_ in (char_run, bpe_run):
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         assert settings["model_input_names"] == ["input_ids", "attention_mask"]
-        assert set(AutoTokenizer.from_pretrained(folder)("a")) == {"input_ids", "attention_mask"}
+        assert set(loaded(folder)[1]("a")) == {"input_ids", "attention_mask"}
 
 
 def test_a_byte_pair_models_tokenizer_is_gpt2s(bpe_run, shared, monkeypatch):
     import tiktoken
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
-    tokenizer, encoding = AutoTokenizer.from_pretrained(bpe_run[1]), tiktoken.get_encoding("gpt2")
+    tokenizer, encoding = loaded(bpe_run[1])[1], tiktoken.get_encoding("gpt2")
     assert len(tokenizer) == 50257 and tokenizer.eos_token_id == tokenizer.bos_token_id == 50256
     rng = np.random.default_rng(5)
     random = "".join(map(chr, rng.integers(1, 0xD800, 3000)))

@@ -302,8 +302,7 @@ def test_what_the_hubs_cache_has_needs_no_network(name, run, constant, hub_files
     assert_is_hub_model(evaluate(run, constant, tmp_path, env={"HF_HUB_OFFLINE": "1"}), hub_files)
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py"])
-@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
+@pytest.mark.parametrize("script, name", [("train.py", "gpt2"), ("sample.py", "gpt2-xl")])
 def test_offline_and_not_cached_is_one_line_that_says_what_to_do(name, script, run, tmp_path):
     environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": None}
     settings = flags(TUNE if script == "train.py" else {}, init_from=name)

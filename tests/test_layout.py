@@ -3,7 +3,6 @@
 import ast
 import re
 import subprocess
-import tokenize
 import tomllib
 
 import pytest
@@ -97,16 +96,6 @@ def test_the_top_level_holds_the_files_of_the_layout_and_nothing_else():
     files += " requirements.txt requirements-dev.txt constraints.txt .gitignore"
     folders = "config data docs nanogpt tests tools .ci .github"
     assert found <= set(f"{files} {folders}".split())
-
-
-@pytest.mark.parametrize("path", [p for p in project_code() if not p.name.startswith(("bench", "gpu_"))], ids=str)
-def test_no_line_is_squeezed(path):
-    """At most 120 characters, and no semicolon between two statements; ruff's E701 sees to `if x: y`."""
-    with open(ROOT / path, encoding="utf-8") as f:
-        lines = f.read().splitlines()
-        assert [n for n, line in enumerate(lines, 1) if len(line) > 120] == []
-        f.seek(0)
-        assert [token.start[0] for token in tokenize.generate_tokens(f.readline) if token.string == ";"] == []
 
 
 def test_contributing_names_every_module_of_nanogpt():

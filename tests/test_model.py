@@ -8,7 +8,7 @@ import re
 import pytest
 import reference
 import torch
-from conftest import GOLDEN, RESUME, TINY, flags
+from conftest import GOLDEN, RESUME, flags
 from small_models import shaken, small
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -536,12 +536,10 @@ def test_a_weight_that_is_missing_or_unknown_is_an_error_beside_masks_too():
 
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module."])
-def test_a_checkpoint_with_masks_samples_and_is_trained_on(run, project, tmp_path, prefix):
-    run("train.py", *flags(TINY, out_dir=tmp_path))
-    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+def test_a_checkpoint_with_masks_samples_and_is_trained_on(run, small_run, tmp_path, prefix):
+    saved = torch.load(small_run / "last.pt", weights_only=True)
     keys = ("optimizer", "model_args", "iter_num", "best_val_loss", "config")
     nanogpts = {"model": with_masks(saved["model"], prefix)} | {key: saved[key] for key in keys}
-    (tmp_path / "last.pt").unlink()
     torch.save(nanogpts, tmp_path / "ckpt.pt")
     run("sample.py", *flags(out_dir=tmp_path, device="cpu", num_samples=1, max_new_tokens=5))
     run("train.py", *flags(RESUME, out_dir=tmp_path, max_iters=10, lr_decay_iters=10))

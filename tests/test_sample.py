@@ -136,35 +136,11 @@ def test_file_reads_the_prompt_from_a_file_relative_to_where_the_user_stands(sam
     assert texts(result)[0].startswith("two\nlines")
 
 
-@pytest.mark.parametrize("name, says", [
-    ("nowhere.txt", "No such file"), ("latin.txt", "not UTF-8"), ("", "No such file"), ("folder", "Is a directory"),
-])  # fmt: skip
-def test_a_prompt_file_that_cannot_be_read_is_an_error(sample, tmp_path, name, says):
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "folder").mkdir()
-    message = error_line(sample(start=f"FILE:{name}", cwd=tmp_path, expect=2))
-    assert says in message and f"FILE:{name}" in message
-
-
 @pytest.mark.parametrize("prompt, says", [("café", "'é' (U+00E9)"), ("a\tb", "'\\t' (U+0009)"), ("a🙂", "U+1F642")])
 def test_a_character_that_the_vocabulary_lacks_is_named(sample, prompt, says):
     for count in (1, 2):
         result = sample(start=prompt, num_samples=count, expect=2)
         assert says in error_line(result) and result.stdout == ""
-
-
-def test_an_empty_prompt_is_an_error(sample, tmp_path):
-    (tmp_path / "empty.txt").write_text("")
-    for start in ("", "FILE:empty.txt"):
-        assert "the prompt is empty" in error_line(sample(start=start, cwd=tmp_path, expect=2))
-
-
-@pytest.mark.parametrize("setting, least", [
-    ("top_k=-3", 0), ("num_samples=0", 1), ("window_step=0", 1), ("max_new_tokens=-1", 0),
-    ("temperature=-0.5", 0), ("seed=-1", 0),
-])  # fmt: skip
-def test_a_setting_that_is_too_small_is_an_error(sample, setting, least):
-    assert error_line(sample(f"--{setting}", expect=2)).endswith(f"must be at least {least}")
 
 
 def interactive(project, out_dir, stdin, **options):

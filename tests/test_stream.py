@@ -50,6 +50,7 @@ def sample(out_dir, monkeypatch):
         fixed = {"out_dir": out_dir, "device": "cpu", "dtype": "float32", "start": "ab", "temperature": 1.5}
         settings = fixed | settings
         monkeypatch.setattr(sys, "argv", ["sample.py", *flags(settings)])
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # or sample.py would leave this process with as many as it has cores
         recorder, errors = Recorder(), io.StringIO()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", recorder)

@@ -176,10 +176,8 @@ def reversed_merges(content):
 
 def another_pair(content):
     """A merge by other parts than the ids themselves would give: (a, bc) for abc, where ab is joined first."""
-    byte = {c: i for i, c in enumerate(string.ascii_lowercase)}
     content["model"]["vocab"] |= {"zx": 601, "xq": 602, "zxq": 603}
     content["model"]["merges"] += [["z", "x"], ["x", "q"], ["z", "xq"]]
-    assert byte["z"] == 25
 
 
 @pytest.mark.parametrize("change", [
@@ -609,7 +607,7 @@ def test_a_run_on_the_data_of_another_tokenizer_is_one_line(run, own_project, tm
         for init_from, out in (("resume", "out"), (tmp_path / "out", "new")):
             more = flags(settings, dataset=dataset, init_from=init_from, out_dir=tmp_path / out, max_iters=9)
             line = error_line(run("train.py", *more, project=own_project, expect=2))
-            assert "stand for other tokens" in line and "ckpt.pt" in line + "ckpt.pt"
+            assert "stand for other tokens" in line and str(tmp_path / "out") in line
     assert not (tmp_path / "new").exists()
     for init_from, out in ((tmp_path / "out", "new"), ("resume", "out")):
         more = flags(settings, dataset="same", init_from=init_from, out_dir=tmp_path / out, max_iters=9)
@@ -633,7 +631,7 @@ def test_a_vocabulary_above_65536_trains_on_u32_bins(run, own_project, tmp_path)
     assert "found vocab_size = 80001 (inside data/mine/dataset.json)" in result.lines
     assert "the model's vocab_size = 80064: rounded up to a multiple of 64 for speed" in result.lines
     sampled = run("sample.py", f"--out_dir={tmp_path / 'out'}", "--device=cpu", "--num_samples=1", project=own_project)
-    assert "\ufffd" in sampled.stdout or sampled.stdout.isprintable() or sampled.stdout  # known ids alone: no KeyError
+    assert sampled.stdout.endswith("-" * 15 + "\n")  # of known ids alone: another would be a KeyError
     wrong = np.append(found, np.array([80_064], dtype="<u4"))
     wrong.tofile(folder / "train.u32.bin")
     (folder / "dataset.json").unlink()

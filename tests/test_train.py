@@ -24,7 +24,7 @@ def test_losses_equal_nanogpts_on_the_synthetic_tokens(synthetic_run):
     assert_same_losses(synthetic_run[1].losses, golden("synthetic.csv"))
 
 
-@pytest.mark.parametrize("iterations", [50, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("iterations", [100, pytest.param(300, marks=pytest.mark.slow)])
 def test_losses_equal_nanogpts_on_tiny_shakespeare(run, own_project, shared, tmp_path, iterations):
     folder = own_project / "data" / "shakespeare_char"
     shutil.copy(shared / "tinyshakespeare" / "input.txt", folder)
