@@ -17,6 +17,13 @@ from nanogpt.errors import UserError
 from nanogpt.files import whole_file
 
 KEYS = {"model": dict, "model_args": dict, "iter_num": int, "config": dict}
+OPTIONAL_KEYS = {
+    "optimizer": dict, "best_val_loss": (int, float, torch.Tensor), "points": list, "scaler": dict, "best_iter": int,
+    "tokens_seen": int, "seconds": (int, float), "machine": dict, "run_id": str, "meta": (dict, type(None)),
+    "data": dict, "wandb_id": (str, type(None)), "guard": dict, "evals_since_best": int, "time_over": (int, float),
+    "tokenizer": str, "best_bpb": (float, type(None)),
+}  # fmt: skip
+GUARD_KEYS = ("ring", "nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes", "skipped")
 RESUMED = ("last.pt", "ckpt.pt")  # what a resume looks at
 
 
@@ -52,12 +59,27 @@ def _read(path, mmap=False):
         hostile = "weights_only" in str(error).lower()
         reason = "it holds more than plain data" if hostile else "cut, damaged, or another kind of file"
         raise UserError(f"{path} is not a checkpoint that can be read: {reason}") from None
-    is_one = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(k), kind) for k, kind in KEYS.items())
-    weights = checkpoint["model"] if is_one else {None: None}
-    if not all(isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in weights.items()):
-        raise UserError(f"{path} is not a checkpoint of this program or of nanoGPT: it lacks {', '.join(KEYS)}")
-    weights = {re.sub(r"^((_orig_mod|module)\.)+", "", name): weight for name, weight in weights.items()}
+    if problem := _problem(checkpoint):
+        raise UserError(f"{path} is not a checkpoint of this program or of nanoGPT: {problem}")
+    weights = {re.sub(r"^((_orig_mod|module)\.)+", "", name): weight for name, weight in checkpoint["model"].items()}
     return checkpoint | {"model": weights}
+
+
+def _problem(checkpoint):
+    """What is wrong with what torch.load has read, in a few words; None where it has the form of a checkpoint."""
+    if not isinstance(checkpoint, dict) or not KEYS.keys() <= checkpoint.keys():
+        return f"it lacks {', '.join(KEYS)}"
+    for key, kind in (KEYS | OPTIONAL_KEYS).items():
+        if key in checkpoint and not isinstance(checkpoint[key], kind):
+            return f"its {key} is not one"
+    parts = [(checkpoint["machine"], ("device_type", "dtype", "compile"))] if "machine" in checkpoint else []
+    parts += [(point, ("generators", "batch", "evaluated")) for point in checkpoint.get("points", [])]
+    parts += [(checkpoint["guard"], GUARD_KEYS)] if "guard" in checkpoint else []
+    if not all(isinstance(part, dict) and all(key in part for key in keys) for part, keys in parts):
+        return "its machine, guard or points are not ones"
+    if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in checkpoint["model"].items()):
+        return "its model is not one"
+    return None
 
 
 def load(path):

@@ -46,6 +46,8 @@ class StepGuard:
             setattr(self, name, torch.tensor(state.get(name, 0), device=device))
         # norms and losses, the oldest first
         self.ring = state.get("ring", torch.full((2, RING), math.nan)).to(device)
+        if self.ring.shape != (2, RING):
+            raise UserError(f"the checkpoint's ring of norms and losses is {tuple(self.ring.shape)}")
         self.loss = 0.0  # this iteration's, summed over the micro-steps
         self.skipped = state.get("skipped", 0)  # steps that report() has said
 
