@@ -6,6 +6,7 @@
 Settings come from config files and --key=value arguments, later ones winning.
 """
 
+import functools
 import itertools
 import sys
 
@@ -49,9 +50,8 @@ advise_on_memory("try a smaller --num_samples, or --dtype=bfloat16")
 device = devices.pick_device(device)
 device_type = devices.set_up(device)
 dtype = devices.pick_dtype(dtype, device)
-compile, remark = devices.pick_compile(compile, device)
-if remark:
-    print(remark, file=sys.stderr)
+say = functools.partial(print, file=sys.stderr)
+compile = devices.pick_compile(compile, device, say)
 
 # ---- the model and its tokens ------------------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ elif "start" not in settings.given and not interactive:
     start, more_remarks = first_prompt(codec, start)
     remarks += more_remarks
 for remark in remarks:
-    print(remark, file=sys.stderr)
+    say(remark)
 
 cast_once(model, device, getattr(torch, dtype))
 if compile:
@@ -108,6 +108,6 @@ with devices.autocast(device, dtype):
             try:
                 write(line, [generator(k)])
             except UserError as error:  # an unknown character, say: the next prompt may be better
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                say(f"error: {error}", flush=True)
     else:
         write(start, [generator(k) for k in range(num_samples)])

@@ -109,8 +109,8 @@ settings.at_least(0, "beta1 beta2 dropout", below=1)
 settings.one_of(optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"), order=("random", "epoch"))
 micro_steps = share_evenly(gradient_accumulation_steps, world_size)
 dtype = devices.pick_dtype(dtype, device)
-compile, compile_remark = devices.pick_compile(compile, device)
-say(compile_remark, devices.emulation_remark(dtype, device))
+compile = devices.pick_compile(compile, device, say)
+say(devices.emulation_remark(dtype, device))
 devices.pick_attention(attention, device, dtype)
 devices.set_deterministic(deterministic)
 processes.check_sharding(sharding, optimizer, dtype)
@@ -120,12 +120,10 @@ run_log.check_loggers(folder, tensorboard_log, wandb_log)
 # ---- the model -----------------------------------------------------------------------
 torch.manual_seed(seed + rank)
 tokens_per_iter = micro_steps * world_size * batch_size * block_size
-say(f"tokens per iteration will be: {tokens_per_iter:,}")
-say(corpus.found_line)
+say(f"tokens per iteration will be: {tokens_per_iter:,}", corpus.found_line)
 if saved:
     folder.forget_other_data(saved, dataset)
-    say(f"Resuming training from {out_dir}", *folder.remarks)
-    say(corpus.resumed_remark(saved, folder.loaded_path))
+    say(f"Resuming training from {out_dir}", *folder.remarks, corpus.resumed_remark(saved, folder.loaded_path))
     model = GPT.from_checkpoint(saved, folder.loaded_path, dropout)
 elif init_from == "scratch":
     say("Initializing a new model from scratch", corpus.rounded_line)
@@ -137,12 +135,10 @@ else:
 model.crop_block_size(block_size)
 model.recompute, model.loss_only = recompute, True  # forward() returns (None, loss)
 settings.adopt_model_sizes(model.config, init_from)  # sets n_layer, n_head, n_embd and bias
-config = settings.values()  # for checkpoints and W&B
 say(f"number of parameters: {model.get_num_params() / 1e6:.2f}M")
 iter_num = saved.get("iter_num", 0)
 progress = Progress(saved, iter_num, tokens_per_iter, processes, max_iters, patience, max_seconds)
-if (ended := progress.nothing_left(iter_num)) and not eval_only:
-    say(ended)
+if not eval_only and progress.nothing_left(iter_num):
     processes.leave()
     raise SystemExit
 
@@ -189,10 +185,8 @@ mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_
 train_model = processes.wrap_ddp(torch.compile(model, mode=mode) if compile else model, sharding, device)
 folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older one's files aside
 batch, evaluated = folder.restore_point(saved, device, windows)
-log = run_log.RunLog(
-    folder, iter_num, evaluated, tensorboard_log, wandb_log,
-    project=wandb_project, name=wandb_run_name, id=saved.get("wandb_id"), config=config,
-)  # fmt: skip
+log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb_log, project=wandb_project,
+                     name=wandb_run_name, id=saved.get("wandb_id"), config=settings.values())  # fmt: skip
 saved = pretrained = None  # frees the checkpoint, which is as large as the model and its optimizer
 
 
@@ -220,8 +214,7 @@ def estimate_loss():
         with autocast:  # one context for all batches: it casts each weight only once
             for first in range(0, per_process, 16):  # in one read, and one copy to a GPU
                 xs, ys = get_batch(split, evaluation=min(16, per_process - first))
-                batches = zip(xs.split(batch_size), ys.split(batch_size), strict=True)
-                for k, (x, y) in enumerate(batches, first):
+                for k, (x, y) in enumerate(zip(xs.split(batch_size), ys.split(batch_size), strict=True), first):
                     if processes.asked_to_stop():
                         return None
                     found[0, k, rank] = train_model(x, y)[1]
@@ -239,7 +232,7 @@ def save(name):
     If the last gradients, the last evaluation or a weight are not finite, the older file stays."""
     if guard.allows_save(name, model, losses):
         folder.save(
-            name, model, optim, scaler, point, config, iter_num=iter_num, data=corpus.fingerprints,
+            name, model, optim, scaler, point, settings.values(), iter_num=iter_num, data=corpus.fingerprints,
             wandb_id=log.wandb_id, **corpus.tokens.kept(), **progress.for_checkpoint(), **guard.for_checkpoint(),
         )  # fmt: skip
 

@@ -89,8 +89,8 @@ def autocast(device, dtype, cache=True):
     return torch.amp.autocast(device_type, getattr(torch, dtype), enabled=dtype != "float32", cache_enabled=cache)
 
 
-def pick_compile(compile, device):
-    """(whether to torch.compile the model, a line for the user or None).
+def pick_compile(compile, device, say):
+    """Whether to torch.compile the model. Where it is asked for and cannot be, `say` says why.
 
     'auto' compiles on CUDA only. On a CPU nearly all the time goes into matrix products and a few passes written for
     it (nanogpt/cpu_kernels.py): only a long run of a small model saves more than the minute that the compiler takes.
@@ -98,7 +98,7 @@ def pick_compile(compile, device):
     if compile != "auto" and not isinstance(compile, bool):
         raise UserError(f"--compile={compile}: takes auto, True or False")
     if compile is False or (compile == "auto" and not device.startswith("cuda")):
-        return False, None
+        return False
     if not device.startswith("cuda"):  # the compiler that torch._inductor calls
         found = {"C++ compiler": shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))}
     else:  # Triton builds its launcher with a C compiler
@@ -111,7 +111,9 @@ def pick_compile(compile, device):
 
     # a large vocabulary's loss is an autograd.Function: torch caches code with one only where it is told to
     config.autograd_cache_allow_custom_autograd_functions = True
-    return missing is None, missing and f"no {missing} is found, so the model runs without torch.compile"
+    if missing:
+        say(f"no {missing} is found, so the model runs without torch.compile")
+    return not missing
 
 
 def compile_mode(device_type, processes, micro_steps, flops_scale):

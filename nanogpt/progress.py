@@ -38,15 +38,17 @@ class Progress:
         return self.seconds_before + self.now() - self.began
 
     def nothing_left(self, iter_num):
-        """Why a resume at `iter_num` has nothing to do, as a line for the user; "" if it has something to do."""
-        more = "to train on, give a larger"
+        """Whether a resume at `iter_num` has nothing to do; says why."""
         if iter_num > self.max_iters:
-            return f"the run has reached max_iters = {self.max_iters}: {more} --max_iters= and --lr_decay_iters="
-        if 0 < self.patience <= self.evals_since_best:
-            return f"the run has ended by patience = {self.patience}: {more} --patience="
-        if 0 < self.max_seconds <= self.time_over:
-            return f"the run has ended by max_seconds = {self.max_seconds:g}: {more} --max_seconds="
-        return ""
+            end, larger = f"reached max_iters = {self.max_iters}", "--max_iters= and --lr_decay_iters="
+        elif 0 < self.patience <= self.evals_since_best:
+            end, larger = f"ended by patience = {self.patience}", "--patience="
+        elif 0 < self.max_seconds <= self.time_over:
+            end, larger = f"ended by max_seconds = {self.max_seconds:g}", "--max_seconds="
+        else:
+            return False
+        self.processes.say(f"the run has {end}: to train on, give a larger {larger}")
+        return True
 
     def time_is_up(self):
         """Whether max_seconds are over, on rank 0's clock: then the run makes its last evaluation, and ends."""

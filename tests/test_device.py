@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from nanogpt import cpu_kernels, device as devices, device as device_module
-from nanogpt.device import emulation_remark, pick_compile, pick_device, pick_dtype, pick_threads, usable_cores
+from nanogpt.device import emulation_remark, pick_device, pick_dtype, pick_threads, usable_cores
 from nanogpt.errors import UserError, machine_failure
 
 
@@ -54,6 +54,12 @@ def test_the_dtype_is_bfloat16_where_it_is_fast(monkeypatch):
     for wrong in ("float64", "bf16", "", True):
         with pytest.raises(UserError, match=f"--dtype={wrong}"):
             pick_dtype(wrong, "cpu")
+
+
+def pick_compile(compile, device):
+    """(what is picked, what is said of it or None)."""
+    said = []
+    return device_module.pick_compile(compile, device, said.append), said[0] if said else None
 
 
 def test_compile_pays_on_cuda_and_needs_its_compiler(monkeypatch, tmp_path):

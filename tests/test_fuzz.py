@@ -379,7 +379,7 @@ def set_up(namespace):
     device = pick_device(namespace["device"])
     torch.device(device)
     pick_dtype(namespace["dtype"], device)
-    pick_compile(namespace["compile"], device)
+    pick_compile(namespace["compile"], device, print)
     Settings(namespace, list(namespace), {}).at_least(0, "seed max_iters learning_rate")
     share_evenly(namespace["gradient_accumulation_steps"], 1)
     torch.Generator().manual_seed(namespace["seed"])

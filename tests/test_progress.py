@@ -32,7 +32,7 @@ def progress(saved=None, processes=None, now=None, max_iters=100, patience=0, ma
 # the rules, by a clock of the test's own
 
 
-def test_patience_counts_evaluations_in_a_row():
+def test_patience_counts_evaluations_in_a_row(capsys):
     run = progress(patience=3)
     for iter_num, (loss, better) in enumerate([(4, True), (5, False), (4, False), (3, True), (3, False), (9, False)]):
         assert run.note_evaluation({"val": loss}, iter_num) == better
@@ -41,11 +41,12 @@ def test_patience_counts_evaluations_in_a_row():
     assert run.has_ended(6) and run.ended_by == "patience = 3"
     assert (run.best_val_loss, run.best_iter) == (3, 3)
     saved = run.for_checkpoint()
-    assert "larger --patience=" in progress(saved, patience=3).nothing_left(7)
-    assert progress(saved, patience=4).nothing_left(7) == "" == progress(saved).nothing_left(7)
+    assert progress(saved, patience=3).nothing_left(7) and "larger --patience=" in capsys.readouterr().out
+    assert not progress(saved, patience=4).nothing_left(7) and not progress(saved).nothing_left(7)
+    assert capsys.readouterr().out == ""
 
 
-def test_the_time_is_up_from_max_seconds_on_over_all_resumes():
+def test_the_time_is_up_from_max_seconds_on_over_all_resumes(capsys):
     clock = Clock()
     run = progress(now=clock, max_seconds=10.0)
     clock.time += 7
@@ -60,8 +61,8 @@ def test_the_time_is_up_from_max_seconds_on_over_all_resumes():
     assert resumed.has_ended(5) and resumed.ended_by == "max_seconds = 10"
     saved = resumed.for_checkpoint()
     assert saved["seconds"] == pytest.approx(10.0)
-    assert "larger --max_seconds=" in progress(saved, max_seconds=10.0).nothing_left(5)
-    assert progress(saved, max_seconds=20.0).nothing_left(5) == ""
+    assert progress(saved, max_seconds=10.0).nothing_left(5) and "larger --max_seconds=" in capsys.readouterr().out
+    assert not progress(saved, max_seconds=20.0).nothing_left(5)
 
 
 def test_an_evaluation_that_a_signal_cuts_short_is_no_end_by_the_clock():
@@ -69,7 +70,7 @@ def test_an_evaluation_that_a_signal_cuts_short_is_no_end_by_the_clock():
     run = progress(now=clock, max_seconds=10.0)
     clock.time += 11
     assert run.time_is_up()  # train.py leaves here, before note_evaluation()
-    assert progress(run.for_checkpoint(), max_seconds=10.0).nothing_left(5) == ""
+    assert progress(run.for_checkpoint(), max_seconds=10.0).nothing_left(5) is False
 
 
 def test_without_max_seconds_no_time_is_up():
