@@ -1,8 +1,10 @@
-"""The cross-entropy of the head's logits. A large vocabulary's is computed in chunks of rows.
+"""The cross-entropy of the head's logits, in nats or bits per byte. A large vocabulary's is computed in chunks of rows.
 
 Logits (B T, V) and their gradient are most of a GPT-2's memory. A caller that needs no logits has at most LOSS_ROWS
 rows of them at once, and training keeps for the backward pass only what has the size of x and of the head's weight.
 """
+
+import math
 
 import torch
 from torch.nn import functional as F
@@ -10,6 +12,13 @@ from torch.nn import functional as F
 LARGE_VOCABULARY = 8192
 LOSS_ROWS = 2048
 CPU_SOFTMAX_ROWS = 32
+
+
+def bits_per_byte(nats, n_bytes):
+    """What compares losses of different tokens: `nats` in all, over the `n_bytes` of text that they stand for, / ln 2.
+
+    None where the bytes are not known (0 or NaN)."""
+    return nats / n_bytes / math.log(2) if n_bytes > 0 else None
 
 
 def mean_loss(logits, targets):

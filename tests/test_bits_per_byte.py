@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from data.dataset import Dataset
 from data.tokenizer import train_tokenizer
 from data.codecs import BPECodec, bytes_of_ids
-from nanogpt.bits_per_byte import bits_per_byte
+from nanogpt.cross_entropy import bits_per_byte
 
 CHARACTERS = "aé中😀" + "bcdfghijklmnopqrstuvwxyzäöüßñ"  # 1, 2, 3 and 4 bytes of UTF-8, and others
 
