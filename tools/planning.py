@@ -1,7 +1,6 @@
 """What a run needs, from its settings alone: parameters, memory, and time.
 
-Nothing here allocates the model: it is asked for its parameters on torch's "meta" device. FLOPs a token are
-GPT.flops_per_token(), the definition that train.py prints MFU by.
+Nothing here allocates the model: it is asked for its parameters on torch's "meta" device.
 """
 
 import bisect
@@ -17,8 +16,7 @@ from nanogpt.cross_entropy import LARGE_VOCABULARY, LOSS_ROWS
 from nanogpt.errors import UserError
 from nanogpt.mfu import DEVICES, find_row, peak_from_table
 
-# ----------------------------------------------------------------------------------------------
-# devices
+# ---- devices ---------------------------------------------------------------------------------------------------------
 
 # bytes that hold no tensor of the run: a process before its model is made; on a GPU CUDA's context and its libraries
 RESERVED = {"cpu": 240 << 20, "mps": 240 << 20, "cuda": 1 << 30}
@@ -60,13 +58,10 @@ def usual_mfu(n_embd, device_type):
     return 0.17 if n_embd < 512 else 0.34 if n_embd < 1024 else 0.4 if n_embd < 2048 else 0.5
 
 
-# ----------------------------------------------------------------------------------------------
-# parameters and memory
+# ---- parameters and memory -------------------------------------------------------------------------------------------
 
-KINDS = {
-    "wte": "token embeddings (and head)", "wpe": "position embeddings", "attn": "attention", "mlp": "MLP",
-    "ln_": "LayerNorm",
-}  # fmt: skip
+KINDS = {"wte": "token embeddings (and head)", "wpe": "position embeddings",
+         "attn": "attention", "mlp": "MLP", "ln_": "LayerNorm"}  # fmt: skip
 
 
 def parameters_by_kind(model):
@@ -182,8 +177,7 @@ def largest_batch_size(config, parameters, setup, capacity):
     return bisect.bisect_right(range(1, 1 << 20), capacity, key=needed)
 
 
-# ----------------------------------------------------------------------------------------------
-# time
+# ---- time ------------------------------------------------------------------------------------------------------------
 
 
 def recompute_flops(config):
@@ -196,7 +190,9 @@ def recompute_flops(config):
 
 
 def iteration_seconds(model, tokens, peak_flops, mfu, recompute):
-    """Seconds of an iteration in which a device trains on `tokens`: its FLOPs over mfu * peak_flops. MFU counts the
-    model's own FLOPs; what recompute adds takes time besides."""
+    """Seconds of an iteration in which a device trains on `tokens`: its FLOPs over mfu * peak_flops.
+
+    MFU counts the model's own FLOPs, GPT.flops_per_token(); what recompute adds takes time besides.
+    """
     flops = model.flops_per_token() + recompute * recompute_flops(model.config)
     return tokens * flops / (peak_flops * mfu)
