@@ -139,7 +139,8 @@ if capacity:
 table(rows)
 print(f"\na checkpoint: {mib(found[0]['weights'] + found[0]['optimizer'])} MiB")
 bins = [path for path in (bin_path(data_dir, split) for split in SPLITS) if os.path.exists(path)]
-print(f"the data: {mib(sum(map(os.path.getsize, bins)))} MiB" if bins else f"the data: {run.dataset} is not prepared here")
+print(f"the data: {mib(sum(map(os.path.getsize, bins)))} MiB" if bins
+      else f"the data: {run.dataset} is not prepared here")  # fmt: skip
 
 # ---- time and money ----------------------------------------------------------------------------------------------
 
