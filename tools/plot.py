@@ -96,15 +96,15 @@ if not bpb and any(one.same_as(other) is False for one, other in combinations(to
     print("these runs have different tokens, so their losses do not compare: --bpb=True draws bits per byte")
 figure = Figure(figsize=(9, 8 if norm else 6), layout="constrained")
 axes, *beneath = figure.subplots(1 + norm, sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + norm]).flat
+lr_axes = axes.twinx()
+lr_axes.set_ylabel("learning rate", color="0.5")
+lr_axes.tick_params(colors="0.5")
 axes.set(ylabel="loss (bits per byte)" if bpb else "loss (nats a token)", zorder=1, frame_on=False)  # over lr_axes
 axes.grid(color="0.92")
 for norm_axes in beneath:
     norm_axes.set(ylabel="gradient norm", yscale="log")
     norm_axes.grid(color="0.92")
 (beneath or [axes])[0].set_xlabel("iteration")
-lr_axes = axes.twinx()
-lr_axes.set_ylabel("learning rate", color="0.5")
-lr_axes.tick_params(colors="0.5")
 
 entries, texts = [], []
 for i, ((train, evals), label) in enumerate(zip(logs, labels(out_dirs, checkpoints), strict=True)):
