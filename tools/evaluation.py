@@ -37,8 +37,7 @@ def spans(chunks, block_size, stride):
 
 def batches(spans, size):
     """Yields (ids (B, t + 1), new) of at most `size` consecutive spans that have the same length and `new`."""
-    alike = groupby(spans, key=lambda span: (len(span[0]), span[1]))
-    for (_, new), group in alike:
+    for (_, new), group in groupby(spans, key=lambda span: (len(span[0]), span[1])):
         while part := list(islice(group, size)):
             yield np.stack([ids for ids, _ in part]), new
 
@@ -52,11 +51,7 @@ class Totals:
     def __init__(self, spans):
         self.spans = spans
         self.nats, self.tokens, self.bytes = map(math.fsum, spans.T)
-
-    @property
-    def loss(self):
-        """Nats a token."""
-        return self.nats / self.tokens
+        self.loss = self.nats / self.tokens  # nats a token
 
     @property
     def standard_error(self):

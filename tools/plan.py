@@ -114,8 +114,7 @@ def mib(n):
     return f"{n / 2**20:,.0f}"
 
 
-print(f"plan for {where}, {run.count} x {dtype}")
-print(f"\nparameters: {parameters:,}")
+print(f"plan for {where}, {run.count} x {dtype}\n\nparameters: {parameters:,}")
 table([[kind, f"{n:,}"] for kind, n in by_kind.items()])
 
 # ---- memory, disk and data ---------------------------------------------------------------------------------------

@@ -23,10 +23,7 @@ RESERVED = {"cpu": 240 << 20, "mps": 240 << 20, "cuda": 1 << 30}
 
 
 def find_gpu(name):
-    """(dtype that 'auto' picks, bytes of memory) of the GPU called `name`, such as "A100" or "A100 80GB".
-
-    UserError naming the nearest of the table's names where it has no such GPU.
-    """
+    """(dtype that 'auto' picks, bytes of memory) of the GPU `name`, such as "A100 80GB"; UserError if it is unknown."""
     key = find_row(name)
     if key is None:
         near = difflib.get_close_matches(name.lower(), DEVICES, n=5)
@@ -104,8 +101,8 @@ def memory(config, parameters, setup):
     found = {"weights": 4 * parameters / setup.shares, "optimizer": (8 * parameters - 4 * of_muon) / setup.shares}
     if setup.shares > 1:  # whole for a time: the embeddings, the block in use, and the next
         found["weights gathered"] = 4 * (config.vocab_size + config.block_size) * C + 2 * 4 * 12 * C**2
-    kinds = "gradients", "activations", "the pass at the peak"
-    found |= zip(kinds, passing_memory(config, parameters, setup), strict=True)
+    passing = passing_memory(config, parameters, setup)
+    found["gradients"], found["activations"], found["the pass at the peak"] = passing
     found["libraries"] = LIBRARIES[setup.device_type]
     if setup.device_type == "cpu":
         found["libraries"] += COMPILER * setup.recompute
@@ -190,9 +187,7 @@ def recompute_flops(config):
 
 
 def iteration_seconds(model, tokens, peak_flops, mfu, recompute):
-    """Seconds of an iteration in which a device trains on `tokens`: its FLOPs over mfu * peak_flops.
-
-    MFU counts the model's own FLOPs, GPT.flops_per_token(); what recompute adds takes time besides.
-    """
+    """Seconds of an iteration in which a device trains on `tokens`: its FLOPs over mfu * peak_flops. MFU counts the
+    model's own FLOPs; what recompute adds takes time besides."""
     flops = model.flops_per_token() + recompute * recompute_flops(model.config)
     return tokens * flops / (peak_flops * mfu)
