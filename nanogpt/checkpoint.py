@@ -23,9 +23,10 @@ OPTIONAL_KEYS = {
     "data": dict, "wandb_id": (str, type(None)), "guard": dict, "evals_since_best": int, "time_over": (int, float),
     "tokenizer": str, "best_bpb": (float, type(None)),
 }  # fmt: skip
+GUARD_COUNTS = ("nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes", "skipped")
 PART_KEYS = {  # of a dict in a checkpoint, or of each dict in a list
-    "machine": {"device_type", "dtype", "compile"}, "points": {"generators", "batch", "evaluated"},
-    "guard": {"ring", "nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes", "skipped"},
+    "machine": {"device_type", "dtype", "compile"}, "guard": {"ring", *GUARD_COUNTS},
+    "points": {"generators", "batch", "evaluated"},
 }  # fmt: skip
 RESUMED = ("last.pt", "ckpt.pt")  # what a resume looks at
 
