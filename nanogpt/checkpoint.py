@@ -23,12 +23,12 @@ OPTIONAL_KEYS = {
     "data": dict, "wandb_id": (str, type(None)), "guard": dict, "evals_since_best": int, "time_over": (int, float),
     "tokenizer": str, "best_bpb": (float, type(None)),
 }  # fmt: skip
-GUARD_KEYS = ("ring", "nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes", "skipped")
+GUARD_COUNTS = ("nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes", "skipped")
+PART_KEYS = {  # of a dict in a checkpoint, or of each dict in a list
+    "machine": {"device_type", "dtype", "compile"}, "guard": {"ring", *GUARD_COUNTS},
+    "points": {"generators", "batch", "evaluated"},
+}  # fmt: skip
 RESUMED = ("last.pt", "ckpt.pt")  # what a resume looks at
-
-
-# ----------------------------------------------------------------------------------------------
-# writing
 
 
 def save(checkpoint, path):
@@ -40,10 +40,6 @@ def save(checkpoint, path):
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         kept = "; the earlier checkpoint there is intact" if os.path.exists(path) else ""
         raise OSError(f"could not save {path}: {reason}{kept}") from error
-
-
-# ----------------------------------------------------------------------------------------------
-# reading
 
 
 def _read(path, mmap=False):
@@ -72,11 +68,11 @@ def _problem(checkpoint):
     for key, kind in (KEYS | OPTIONAL_KEYS).items():
         if key in checkpoint and not isinstance(checkpoint[key], kind):
             return f"its {key} is not one"
-    parts = [(checkpoint["machine"], ("device_type", "dtype", "compile"))] if "machine" in checkpoint else []
-    parts += [(point, ("generators", "batch", "evaluated")) for point in checkpoint.get("points", [])]
-    parts += [(checkpoint["guard"], GUARD_KEYS)] if "guard" in checkpoint else []
-    if not all(isinstance(part, dict) and all(key in part for key in keys) for part, keys in parts):
-        return "its machine, guard or points are not ones"
+    for key, wanted in PART_KEYS.items():
+        parts = checkpoint.get(key, [])
+        parts = [parts] if isinstance(parts, dict) else parts
+        if not all(isinstance(part, dict) and wanted <= part.keys() for part in parts):
+            return f"its {key} is not one"
     if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in checkpoint["model"].items()):
         return "its model is not one"
     return None

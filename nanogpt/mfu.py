@@ -122,8 +122,7 @@ def find_peak_flops(peak_flops, device, dtype):
         return peak_flops, "given"
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(device)
-        known = peak_from_table(name, dtype, torch.backends.cuda.matmul.allow_tf32)
-        if known:
+        if known := peak_from_table(name, dtype, torch.backends.cuda.matmul.allow_tf32):
             tf32 = dtype == "float32" and known != peak_from_table(name, dtype)  # a V100 has no tf32
             return known, f"{name}, {'tf32' if tf32 else dtype}"
     return measure_peak(device, dtype), f"measured, {device}, {dtype}"

@@ -48,7 +48,7 @@ settings.at_least(0, "stride batch_size")
 settings.one_of(split=("val", "train"))
 processes = Processes()
 device = processes.own_device(devices.pick_device(device))
-device_type = devices.set_up(device, processes.local_world_size)
+devices.set_up(device, processes.local_world_size)
 torch.set_float32_matmul_precision("highest")  # no TF32: float32 here is for exact figures
 dtype = devices.pick_dtype(dtype, device)
 
@@ -64,26 +64,25 @@ if stride > block_size:
 
 
 def ids_of_file(path):
-    """Yields the ids of the text in `path`, part by part, and counts them and their bytes in `of_file`."""
+    """Yields the ids of the text in `path`, part by part, and adds their bytes to `bytes_of_parts`."""
     for text in pieces(text_chunks([path]), codec.cuts_at_lines):
         ids, n_bytes = encode_piece(text, codec)
-        of_file["tokens"] += len(ids)
-        of_file["bytes"] += n_bytes
+        bytes_of_parts.append(n_bytes)
         yield ids
 
 
 def ids_of_split(path):
     """Yields the ids of the bin at `path`, part by part, each checked."""
-    for position in range(0, n_tokens, 1 << 20):  # a map's pages count as this process's memory while it is held
+    for position in range(0, n_predicted + 1, 1 << 20):  # a map's pages count as this process's memory while it is held
         ids = np.array(corpus.open(split)[position : position + (1 << 20)])
         check_ids(ids, vocab_size, path, position)
         yield ids
 
 
-of_file = {"tokens": 0, "bytes": 0}
+bytes_of_parts = []
 if file:
-    facts, codec = None, trained.codec
-    name, n_tokens, chunks = file, None, ids_of_file(file)
+    codec, chunks = trained.codec, ids_of_file(file)
+    n_predicted = 0  # not known before the end
 else:
     corpus = Dataset(dataset or trained.dataset or "openwebtext", 1, [split])
     if trained.tokens.same_as(corpus.tokens) is False:
@@ -93,23 +92,22 @@ else:
         codec = corpus.tokens.codec
     except UserError as error:
         codec, why_unknown = None, error
-    facts, path = corpus.facts, corpus.bins[split]
-    name, n_tokens, chunks = split, len(corpus.open(split)), ids_of_split(path)
+    chunks, n_predicted = ids_of_split(corpus.bins[split]), len(corpus.open(split)) - 1
 bytes_of = codec and bytes_of_ids(codec, vocab_size)
-if bytes_of is None and not file and not facts:  # then the bytes of the whole are not known either
+if bytes_of is None and not file and not corpus.facts:  # then the bytes of the whole are not known either
     processes.say(f"no bits per byte: {why_unknown}")
 
 # ---- the loss ----------------------------------------------------------------------------------------------------
 
 processes.join("auto", device)
 model.to(device).eval()
-meter = Meter("evaluating, tokens", n_tokens - 1 if n_tokens else 0)
-
+meter = Meter("evaluating, tokens", n_predicted)
 with devices.autocast(device, dtype):
     totals = evaluate(model, chunks, block_size, stride or block_size, batch_size, bytes_of, device, processes, meter)
 if totals:
-    if bytes_of is None and (file or facts):
-        totals.bytes = totals.tokens * (of_file["bytes"] / of_file["tokens"] if file else corpus.bytes_per_token(split))
-    processes.say(totals.line(name))
+    if bytes_of is None:  # those of a token on average
+        average = sum(bytes_of_parts) / (totals.tokens + 1) if file else corpus.bytes_per_token(split)
+        totals.bytes = totals.tokens * average
+    processes.say(totals.line(file or split))
 model = trained = None
 processes.leave()

@@ -20,37 +20,25 @@ BATCH_TOKENS = 1 << 14  # of a batch, where the user gives no batch size: enough
 def spans(chunks, block_size, stride):
     """Yields (ids, new) of each span: ids (at most block_size + 1,) int64, of which the last `new` are predicted.
 
-    chunks: arrays of token ids, which in a row are the text; only the span's own tokens are held. UserError where
-    there are fewer than two tokens in all.
+    chunks: arrays of token ids, which in a row are the text; only the span's own tokens are held.
     """
-    held, new, first = np.zeros(0, dtype=np.int64), block_size, True
+    held, context = np.zeros(0, dtype=np.int64), 0  # context: predictions in a span that an earlier one has made
     for chunk in chunks:
         held = np.concatenate([held, chunk.astype(np.int64)])
         start = 0
         while len(held) - start > block_size:
-            yield held[start : start + block_size + 1], new
-            start, new, first = start + stride, stride, False
+            yield held[start : start + block_size + 1], block_size - context
+            start, context = start + stride, block_size - stride
         held = held[start:]
-    if first and len(held) < 2:
-        raise UserError(f"a text of {len(held)} tokens: nothing can be predicted in fewer than two")
-    rest = len(held) - 1 if first else len(held) - 1 - (block_size - stride)
-    if rest > 0:  # the last span may be short
-        yield held, rest
+    if len(held) - 1 > context:  # the last span may be short
+        yield held, len(held) - 1 - context
 
 
 def batches(spans, size):
     """Yields (ids (B, t + 1), new) of at most `size` consecutive spans that have the same length and `new`."""
-    alike = groupby(spans, key=lambda span: (len(span[0]), span[1]))
-    for (_, new), group in alike:
+    for (_, new), group in groupby(spans, key=lambda span: (len(span[0]), span[1])):
         while part := list(islice(group, size)):
             yield np.stack([ids for ids, _ in part]), new
-
-
-@torch.no_grad()
-def nats_of(model, ids, new):
-    """Cross-entropy in nats (B, new), float64 on the CPU, of the last `new` tokens of each row of ids (B, t + 1)."""
-    hidden = model.hidden(ids[:, :-1])[:, -new:]
-    return token_losses(hidden, model.lm_head, ids[:, -new:]).cpu().double()
 
 
 class Totals:
@@ -62,16 +50,7 @@ class Totals:
     def __init__(self, spans):
         self.spans = spans
         self.nats, self.tokens, self.bytes = map(math.fsum, spans.T)
-
-    @property
-    def loss(self):
-        """Nats a token."""
-        return self.nats / self.tokens
-
-    @property
-    def bits_per_byte(self):
-        """None where the predicted tokens stand for no bytes, or it is not known for which."""
-        return bits_per_byte(self.nats, self.bytes)
+        self.loss = self.nats / self.tokens  # nats a token
 
     @property
     def standard_error(self):
@@ -85,14 +64,17 @@ class Totals:
     def line(self, name):
         """A line such as `val: 1.4657 nats a token, perplexity 4.331, ...`."""
         perplexity = math.exp(self.loss) if self.loss < 700 else math.inf
-        text = f"{name}: {self.loss:.4f} nats a token, perplexity {perplexity:.3f}, "
-        text += f"{self.bits_per_byte:.4f} bits per byte, " if self.bytes else ""
-        error = "unknown (a single window)" if len(self.spans) < 2 else f"{self.standard_error:.4f}"
-        return f"{text}{self.tokens:,.0f} tokens, standard error {error}"
+        bits, error = bits_per_byte(self.nats, self.bytes), self.standard_error
+        in_bits = "" if bits is None else f"{bits:.4f} bits per byte, "
+        error = "unknown (a single window)" if error is None else f"{error:.4f}"
+        return (f"{name}: {self.loss:.4f} nats a token, perplexity {perplexity:.3f}, {in_bits}"
+                f"{self.tokens:,.0f} tokens, standard error {error}")  # fmt: skip
 
 
+@torch.no_grad()
 def evaluate(model, chunks, block_size, stride, batch_size, bytes_of, device, processes, meter):
     """The Totals over the text in `chunks` (see spans()), on rank 0; None on the others. They share the batches.
+    UserError where the text has fewer than two tokens.
 
     batch_size: spans computed at once; 0: as many as keep the device busy.
     bytes_of (V,) int64: the bytes of text of each id, or None where these are not known.
@@ -102,11 +84,15 @@ def evaluate(model, chunks, block_size, stride, batch_size, bytes_of, device, pr
     batch_size = batch_size or max(1, BATCH_TOKENS // block_size)
     for k, (ids, new) in enumerate(batches(spans(chunks, block_size, stride), batch_size)):
         if k % processes.world_size == processes.rank:
-            nats = nats_of(model, torch.from_numpy(ids).to(device), new).tolist()
+            part = torch.from_numpy(ids).to(device)
+            hidden = model.hidden(part[:, :-1])[:, -new:]
+            nats = token_losses(hidden, model.lm_head, part[:, -new:]).tolist()
             n_bytes = np.zeros(len(ids)) if bytes_of is None else bytes_of[ids[:, -new:]].sum(1)
             own.append(np.stack([list(map(math.fsum, nats)), np.full(len(ids), new), n_bytes], axis=1))
         done += len(ids) * new
         if processes.rank == 0:
             meter.show(done)
+    if not done:
+        raise UserError("a text of fewer than two tokens: nothing can be predicted")
     found = processes.gather(np.concatenate(own))
     return found and Totals(np.concatenate(found))

@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import torch
 
 from configurator import configure, documented
-from data.bins import SPLITS, dtype_in
+from data.bins import SPLITS, open_bin
 from data.folder import bin_path, dataset_folder
 from data.tokens import Tokens
 from model import GPT, GPTConfig
@@ -44,19 +44,18 @@ dollars_per_hour = 0.0  # the price of all devices together
 
 TRAIN = os.path.join(ROOT, "train.py")
 of_train = {name: eval(default, {}) for name, (default, _) in documented(TRAIN).items()}  # such as `5 * 8`
-namespace = of_train | globals()
-settings = configure(namespace, sources=[TRAIN, __file__])
-saved = peek(namespace["out_dir"]) if namespace["init_from"] in ("resume", "auto") else {}
+run = SimpleNamespace(**of_train | globals())
+settings = configure(vars(run), sources=[TRAIN, __file__])
+saved = peek(run.out_dir) if run.init_from in ("resume", "auto") else {}
 if saved:
     for line in settings.adopt({name: value for name, value in saved["config"].items() if name not in NOT_RESUMED}):
         print(line)
-elif namespace["init_from"] == "resume":
-    raise UserError(f"there is no checkpoint in {namespace['out_dir']} that can be read")
+elif run.init_from == "resume":
+    raise UserError(f"there is no checkpoint in {run.out_dir} that can be read")
 settings.at_least(1, "count eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
 settings.at_least(0, "max_iters max_seconds vocab_size mfu dollars_per_hour peak_flops")
 settings.at_least(0, "dropout", below=1)
 settings.one_of(optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
-run = SimpleNamespace(**settings.values())
 micro_steps = share_evenly(run.gradient_accumulation_steps, run.count)
 if run.measure and (run.gpu or run.count > 1):
     raise UserError("--measure=True measures this machine, with one process: leave out --gpu and --count")
@@ -64,11 +63,10 @@ if run.measure and (run.gpu or run.count > 1):
 # ---- the model, without its memory -------------------------------------------------------------------------------
 
 # (n_layer, n_head, n_embd) of OpenAI's GPT-2
-GPT2_SIZES = {
-    "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600),
-}  # fmt: skip
+GPT2_SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024),
+              "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}  # fmt: skip
 data_dir = dataset_folder(run.dataset)
-sizes = {name: namespace[name] for name in ("n_layer", "n_head", "n_embd", "bias", "block_size")}
+sizes = {name: vars(run)[name] for name in ("n_layer", "n_head", "n_embd", "bias", "block_size")}
 if checkpoint := saved or peek(run.init_from):
     sizes |= checkpoint["model_args"]
 elif run.init_from in GPT2_SIZES:
@@ -100,9 +98,8 @@ else:
     device = devices.pick_device(run.device)
     device_type, where = devices.set_up(device), f"this machine ({device})"
     dtype = devices.pick_dtype(run.dtype, device)
-    capacity = planning.host_memory()
-    if device_type == "cuda":
-        capacity = torch.cuda.get_device_properties(device).total_memory
+    on_cuda = device_type == "cuda"
+    capacity = torch.cuda.get_device_properties(device).total_memory if on_cuda else planning.host_memory()
     peak, source = find_peak_flops(run.peak_flops, device, dtype)
 
 
@@ -117,8 +114,7 @@ def mib(n):
     return f"{n / 2**20:,.0f}"
 
 
-print(f"plan for {where}, {run.count} x {dtype}")
-print(f"\nparameters: {parameters:,}")
+print(f"plan for {where}, {run.count} x {dtype}\n\nparameters: {parameters:,}")
 table([[kind, f"{n:,}"] for kind, n in by_kind.items()])
 
 # ---- memory, disk and data ---------------------------------------------------------------------------------------
@@ -127,9 +123,8 @@ setups = {}
 for sharding in ("ddp", "fsdp") if run.count > 1 else ("one process",):
     shares = run.count if sharding == "fsdp" else 1
     for recompute in (False, True):
-        setups[sharding + ", recompute" * recompute] = planning.Setup(
-            run.batch_size, micro_steps, shares, recompute, run.optimizer, dtype, device_type
-        )
+        setup = planning.Setup(run.batch_size, micro_steps, shares, recompute, run.optimizer, dtype, device_type)
+        setups[sharding + ", recompute" * recompute] = setup
 found = [planning.memory(config, parameters, setup) for setup in setups.values()]
 print(f"\nMiB on each device at the peak, batch_size {run.batch_size}, without what Python and torch hold before"
       f"{', and without torch.compile' * (device_type == 'cuda')}")  # fmt: skip
@@ -139,40 +134,33 @@ rows.append(["sum", *(mib(sum(kinds.values())) for kinds in found)])
 if capacity:
     free = capacity - planning.RESERVED[device_type]
     fitting = [planning.largest_batch_size(config, parameters, setup, free) for setup in setups.values()]
-    rows.append([f"largest batch_size in {capacity / 2**30:.0f} GiB", *(str(n) if n else "none" for n in fitting)])
+    rows.append([f"largest batch_size in {capacity / 2**30:.0f} GiB", *(str(n or "none") for n in fitting)])
 table(rows)
 print(f"\na checkpoint: {mib(found[0]['weights'] + found[0]['optimizer'])} MiB")
 bins = [path for path in (bin_path(data_dir, split) for split in SPLITS) if os.path.exists(path)]
-sizes_there = [os.path.getsize(path) for path in bins]
-print(f"the data: {mib(sum(sizes_there))} MiB" if bins else f"the data: {run.dataset} is not prepared here")
+print(f"the data: {mib(sum(map(os.path.getsize, bins)))} MiB" if bins
+      else f"the data: {run.dataset} is not prepared here")  # fmt: skip
 
 # ---- time and money ----------------------------------------------------------------------------------------------
 
-
-def measured():
-    """(seconds of an iteration, the peak memory as train.py prints it), of ten iterations of train.py here."""
+if run.measure:  # ten iterations of train.py here, of a new model of the same sizes, whatever it starts from
     with tempfile.TemporaryDirectory() as folder:
-        # a new model of the same sizes, whatever it starts from
-        wanted = namespace | dataclasses.asdict(config) | {"init_from": "scratch"}
+        wanted = vars(run) | dataclasses.asdict(config) | {"out_dir": f"{folder}/out"}
         arguments = [f"--{name}={wanted[name]}" for name in of_train]
-        arguments += "--max_iters=9 --eval_iters=1 --eval_interval=1000000 --log_interval=1 --eval_only=False".split()
-        arguments += ["--wandb_log=False", "--tensorboard_log=False", f"--out_dir={os.path.join(folder, 'out')}"]
+        arguments += "--init_from=scratch --max_iters=9 --eval_iters=1 --eval_interval=1000000 --log_interval=1".split()
+        arguments += "--eval_only=False --wandb_log=False --tensorboard_log=False".split()
         done = subprocess.run([sys.executable, TRAIN, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"--measure=True: {(done.stderr.strip() or 'train.py has failed').splitlines()[-1]}")
     times = [float(ms) for ms in re.findall(r"^iter \d+: loss \S+, time ([\d.]+)ms", done.stdout, re.M)]
-    return statistics.median(times[5:]) / 1000, re.search(r"at most (.*)$", done.stdout, re.M)[1]
-
-
-if run.measure:
-    seconds, held = measured()
-    print(f"\nan iteration: {seconds * 1000:,.1f} ms, measured here (the median of five); the process held {held}")
+    seconds, held = statistics.median(times[5:]) / 1000, re.search(r"at most (.*)$", done.stdout, re.M)[1]
+    how = f", measured here (the median of five); the process held {held}"
 else:
     share = run.mfu or planning.usual_mfu(config.n_embd, device_type)
     seconds = planning.iteration_seconds(model, tokens_per_iter / run.count, peak, share, run.recompute)
     rule = "given" if run.mfu else "by rule for this width and kind of device"
-    of_peak = f"{share:.0%} MFU ({rule}) of {peak / 1e12:.4g} TFLOPS ({source})"
-    print(f"\nan iteration: {seconds * 1000:,.1f} ms at {of_peak}")
+    how = f" at {share:.0%} MFU ({rule}) of {peak / 1e12:.4g} TFLOPS ({source})"
+print(f"\nan iteration: {seconds * 1000:,.1f} ms{how}")
 first = min(saved.get("iter_num", 0), run.max_iters + 1)
 iterations, ended_by = run.max_iters + 1 - first, ""
 # the processes share an evaluation: eval_iters forward passes for each split, each a third of a micro-step's time
@@ -183,7 +171,7 @@ if run.max_seconds and left < in_all:
     ended_by = f", which max_seconds = {run.max_seconds:g} ends"
     iterations, in_all = int(iterations * left / in_all), left
 tokens = tokens_per_iter * iterations
-passes = f", {tokens / (sizes_there[0] / dtype_in(bins[0]).itemsize):,.2f} passes over the data" if bins else ""
+passes = f", {tokens / len(open_bin(bins[0])[0]):,.2f} passes over the data" if bins else ""
 print(f"tokens {'left' if saved else 'in all'}: {tokens:,} in {iterations:,} iterations{passes}{ended_by}")
 cost = f"; {in_all / 3600 * run.dollars_per_hour:,.2f} dollars" if run.dollars_per_hour else ""
 print(f"the run: {in_all / 3600:,.2f} hours, evaluations included, start-up and saves not{cost}")

@@ -1,7 +1,6 @@
 """What a run needs, from its settings alone: parameters, memory, and time.
 
-Nothing here allocates the model: it is asked for its parameters on torch's "meta" device. FLOPs a token are
-GPT.flops_per_token(), the definition that train.py prints MFU by.
+Nothing here allocates the model: it is asked for its parameters on torch's "meta" device.
 """
 
 import bisect
@@ -17,18 +16,14 @@ from nanogpt.cross_entropy import LARGE_VOCABULARY, LOSS_ROWS
 from nanogpt.errors import UserError
 from nanogpt.mfu import DEVICES, find_row, peak_from_table
 
-# ----------------------------------------------------------------------------------------------
-# devices
+# ---- devices ---------------------------------------------------------------------------------------------------------
 
 # bytes that hold no tensor of the run: a process before its model is made; on a GPU CUDA's context and its libraries
 RESERVED = {"cpu": 240 << 20, "mps": 240 << 20, "cuda": 1 << 30}
 
 
 def find_gpu(name):
-    """(dtype that 'auto' picks, bytes of memory) of the GPU called `name`, such as "A100" or "A100 80GB".
-
-    UserError naming the nearest of the table's names where it has no such GPU.
-    """
+    """(dtype that 'auto' picks, bytes of memory) of the GPU `name`, such as "A100 80GB"; UserError if it is unknown."""
     key = find_row(name)
     if key is None:
         near = difflib.get_close_matches(name.lower(), DEVICES, n=5)
@@ -60,13 +55,10 @@ def usual_mfu(n_embd, device_type):
     return 0.17 if n_embd < 512 else 0.34 if n_embd < 1024 else 0.4 if n_embd < 2048 else 0.5
 
 
-# ----------------------------------------------------------------------------------------------
-# parameters and memory
+# ---- parameters and memory -------------------------------------------------------------------------------------------
 
-KINDS = {
-    "wte": "token embeddings (and head)", "wpe": "position embeddings", "attn": "attention", "mlp": "MLP",
-    "ln_": "LayerNorm",
-}  # fmt: skip
+KINDS = {"wte": "token embeddings (and head)", "wpe": "position embeddings",
+         "attn": "attention", "mlp": "MLP", "ln_": "LayerNorm"}  # fmt: skip
 
 
 def parameters_by_kind(model):
@@ -109,8 +101,8 @@ def memory(config, parameters, setup):
     found = {"weights": 4 * parameters / setup.shares, "optimizer": (8 * parameters - 4 * of_muon) / setup.shares}
     if setup.shares > 1:  # whole for a time: the embeddings, the block in use, and the next
         found["weights gathered"] = 4 * (config.vocab_size + config.block_size) * C + 2 * 4 * 12 * C**2
-    kinds = "gradients", "activations", "the pass at the peak"
-    found |= zip(kinds, passing_memory(config, parameters, setup), strict=True)
+    passing = passing_memory(config, parameters, setup)
+    found["gradients"], found["activations"], found["the pass at the peak"] = passing
     found["libraries"] = LIBRARIES[setup.device_type]
     if setup.device_type == "cpu":
         found["libraries"] += COMPILER * setup.recompute
@@ -182,8 +174,7 @@ def largest_batch_size(config, parameters, setup, capacity):
     return bisect.bisect_right(range(1, 1 << 20), capacity, key=needed)
 
 
-# ----------------------------------------------------------------------------------------------
-# time
+# ---- time ------------------------------------------------------------------------------------------------------------
 
 
 def recompute_flops(config):

@@ -10,6 +10,7 @@ It may be called while a run is training.
 import os
 import sys
 import textwrap
+from contextlib import suppress
 from itertools import combinations
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
@@ -44,18 +45,11 @@ NO_MATTER = (  # settings that do not change a curve
 
 
 def curves(out_dir):
-    """{kind: {column: array}} of out_dir/log.csv, the kinds being train and eval; UserError where there is none."""
-    path = os.path.join(out_dir, "log.csv")
-    try:
-        rows = read_log(path)
-        log = {kind: table([row for row in rows or [] if row["kind"] == kind]) for kind in ("train", "eval")}
-    except ValueError:
-        rows = None
-    if not rows:
-        raise UserError(f"there is no log.csv in {out_dir}, or it has no rows yet, or it is not a log of train.py")
-    if bpb:
-        in_bits_per_byte(log, path)
-    return log
+    """The tables of the training rows and of the evaluations in out_dir/log.csv; UserError where there is none."""
+    with suppress(ValueError):  # a cell that is no number
+        if rows := read_log(os.path.join(out_dir, "log.csv")):
+            return [table([row for row in rows if row["kind"] == kind]) for kind in ("train", "eval")]
+    raise UserError(f"there is no log.csv in {out_dir}, or it has no rows yet, or it is not a log of train.py")
 
 
 def table(rows):
@@ -64,25 +58,25 @@ def table(rows):
     return {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in columns}
 
 
-def in_bits_per_byte(log, path):
-    """Replaces the losses in `log`, nats a token, by bits per byte. UserError if `path` has none.
+def in_bits_per_byte(train, evals, out_dir):
+    """Replaces the losses in both tables, nats a token, by bits per byte. UserError if the log has none.
 
     Only val losses were measured in both. A token of the training part has as many bytes as one of the val part."""
-    factors = log["eval"]["val_bpb"] / log["eval"]["val_loss"]
+    factors = evals["val_bpb"] / evals["val_loss"]
     factors = factors[np.isfinite(factors)]
     if not len(factors):
-        raise UserError(f"{path} has no bits per byte: train.py counts them where the tokens' bytes are known")
-    log["train"]["train_loss"] *= factors.mean()
-    log["eval"]["train_loss"] *= factors.mean()
-    log["eval"]["val_loss"] = log["eval"]["val_bpb"]
+        raise UserError(f"{out_dir} has no bits per byte: train.py counts them where the tokens' bytes are known")
+    train["train_loss"] *= factors.mean()
+    evals["train_loss"] *= factors.mean()
+    evals["val_loss"] = evals["val_bpb"]
 
 
 def labels(out_dirs, checkpoints):
     """A text for each run: the settings in which it differs from the others, or its folder where none are known."""
     configs = [checkpoint.get("config", {}) for checkpoint in checkpoints]
     known = [config for config in configs if config]
-    names = [name for name in dict.fromkeys(k for config in known for k in config) if name not in NO_MATTER]
-    names = [name for name in names if any(config.get(name) != known[0].get(name) for config in known)]
+    names = [name for name in dict.fromkeys(k for config in known for k in config)
+             if name not in NO_MATTER and any(config.get(name) != known[0].get(name) for config in known)]  # fmt: skip
     texts = [", ".join(f"{name}={config[name]}" for name in names if name in config) for config in configs]
     folders = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]
     return [f"{text} ({folder})" if text and texts.count(text) > 1 else text or folder
@@ -91,8 +85,8 @@ def labels(out_dirs, checkpoints):
 
 def thin(x, y, of=np.mean):
     """The curve itself, or where it has more than POINTS points, that many means (or `of`) of consecutive ones."""
-    parts = [[part for part in np.array_split(values, POINTS) if len(part)] for values in (x, y)]
-    return list(map(np.mean, parts[0])), list(map(of, parts[1]))
+    parts = [part for part in np.array_split(np.arange(len(x)), POINTS) if len(part)]
+    return [x[part].mean() for part in parts], [of(y[part]) for part in parts]
 
 
 logs = [curves(out_dir) for out_dir in out_dirs]
@@ -102,20 +96,20 @@ if not bpb and any(one.same_as(other) is False for one, other in combinations(to
     print("these runs have different tokens, so their losses do not compare: --bpb=True draws bits per byte")
 figure = Figure(figsize=(9, 8 if norm else 6), layout="constrained")
 axes, *beneath = figure.subplots(1 + norm, sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + norm]).flat
-axes.set_ylabel("loss (bits per byte)" if bpb else "loss (nats a token)")
+lr_axes = axes.twinx()
+lr_axes.set_ylabel("learning rate", color="0.5")
+lr_axes.tick_params(colors="0.5")
+axes.set(ylabel="loss (bits per byte)" if bpb else "loss (nats a token)", zorder=1, frame_on=False)  # over lr_axes
 axes.grid(color="0.92")
 for norm_axes in beneath:
     norm_axes.set(ylabel="gradient norm", yscale="log")
     norm_axes.grid(color="0.92")
 (beneath or [axes])[0].set_xlabel("iteration")
-lr_axes = axes.twinx()
-lr_axes.set_ylabel("learning rate", color="0.5")
-lr_axes.tick_params(colors="0.5")
-axes.set(zorder=1, frame_on=False)  # the losses over the learning rate
 
 entries, texts = [], []
-for i, (log, label) in enumerate(zip(logs, labels(out_dirs, checkpoints), strict=True)):
-    train, evals = log["train"], log["eval"]
+for i, ((train, evals), label) in enumerate(zip(logs, labels(out_dirs, checkpoints), strict=True)):
+    if bpb:
+        in_bits_per_byte(train, evals, out_dirs[i])
     colour = COLOURS[i % len(COLOURS)]
     lr_axes.plot(*thin(train["iter"], train["lr"]), ":", color="0.75")
     axes.plot(*thin(train["iter"], train["train_loss"]), color=colour, linewidth=0.8, alpha=0.3)
@@ -140,9 +134,9 @@ for shown, text in zip(legend.get_texts(), texts, strict=True):
     shown.set_parse_math(False)  # a $ in a folder's name begins no formula
     shown.set_text(text)  # here, as a legend leaves out a label that begins with _
 
-to = to or os.path.join(out_dirs[0], "loss.png")
-if not os.path.splitext(to)[1].strip("."):
-    to = to.rstrip(".") + ".png"  # as matplotlib calls it then
+to = (to or os.path.join(out_dirs[0], "loss.png")).rstrip(".")
+if not os.path.splitext(to)[1]:
+    to += ".png"  # as matplotlib calls it then
 try:
     figure.savefig(to, dpi=150)
 except ValueError as error:  # a kind of picture that there is not
