@@ -6,7 +6,7 @@ import os
 import numpy as np
 import torch
 
-from data.bins import SPLITS, check_bin, check_size, fingerprint, open_bin
+from data.bins import SPLITS, check_bin, fingerprint, open_bin, open_checked
 from data.codecs import bytes_of_ids
 from data.folder import FACTS, bin_path, dataset_folder, read_facts
 from data.tokens import Tokens
@@ -25,11 +25,9 @@ class Dataset:
         self.bins = {split: bin_path(self.folder, split) for split in splits}
         self.seen, self.fingerprints = {}, {}  # of each bin: which file it is, and what is in it
         for split, path in self.bins.items():
-            check_size(path, block_size, name)
-            tokens, self.seen[split] = open_bin(path)
+            _, self.seen[split] = open_checked(path, block_size, name)
             self.fingerprints[split] = fingerprint(path)
-            found = {"tokens": len(tokens), "fingerprints": self.fingerprints[split]}
-            if self.facts and any(self.facts[key][split] != value for key, value in found.items()):
+            if self.facts and self.facts["fingerprints"][split] != self.fingerprints[split]:
                 raise UserError(
                     f"{path} is not the one that {FACTS} beside it describes: prepare the dataset again, or remove "
                     f"{FACTS} if another program has written the bins"

@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import torch
 
 from configurator import configure, documented
-from data.bins import SPLITS, dtype_in
+from data.bins import SPLITS, open_bin
 from data.folder import bin_path, dataset_folder
 from data.tokens import Tokens
 from model import GPT, GPTConfig
@@ -183,7 +183,7 @@ if run.max_seconds and left < in_all:
     ended_by = f", which max_seconds = {run.max_seconds:g} ends"
     iterations, in_all = int(iterations * left / in_all), left
 tokens = tokens_per_iter * iterations
-passes = f", {tokens / (sizes_there[0] / dtype_in(bins[0]).itemsize):,.2f} passes over the data" if bins else ""
+passes = f", {tokens / len(open_bin(bins[0])[0]):,.2f} passes over the data" if bins else ""
 print(f"tokens {'left' if saved else 'in all'}: {tokens:,} in {iterations:,} iterations{passes}{ended_by}")
 cost = f"; {in_all / 3600 * run.dollars_per_hour:,.2f} dollars" if run.dollars_per_hour else ""
 print(f"the run: {in_all / 3600:,.2f} hours, evaluations included, start-up and saves not{cost}")
