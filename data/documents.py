@@ -110,8 +110,6 @@ def load_documents(source, subset):
         parts.append(load_dataset("parquet", data_files=parquet, split="train", columns=["text"]))
     if txt:
         parts.append(load_dataset("text", data_files=txt, split="train", sample_by="document"))
-    if not parts:
-        raise UserError("there is no .jsonl, .parquet or .txt file in this folder")
     return concatenate_datasets([part.select_columns("text") for part in parts])
 
 

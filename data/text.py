@@ -64,7 +64,7 @@ def prepare_chars(folder, text):
     ids = id_of[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
     itos = dict(enumerate(characters))
     meta = {"vocab_size": vocab_size, "itos": itos, "stoi": {c: i for i, c in itos.items()}}
-    parts = [[(ids[:n_train], len(text[:n_train].encode()))], [(ids[n_train:], len(text[n_train:].encode()))]]
+    parts = ([(ids[part], len(text[part].encode()))] for part in (slice(n_train), slice(n_train, None)))
     write_dataset(folder, *parts, vocab_size, meta=meta)
 
 
