@@ -64,7 +64,7 @@ def check_ids(tokens, vocab_size, path, start):
     """UserError naming file and position where `tokens`, read from `path` at `start`, hold an id >= vocab_size.
 
     `start` is the position of tokens[0], or of each row's first token where `tokens` is (B, T)."""
-    if tokens.max() >= vocab_size:
+    if tokens.max(initial=0) >= vocab_size:
         at = np.argmax(tokens >= vocab_size)
         row, column = divmod(at, tokens.shape[-1])
         position, id = np.atleast_1d(start)[row] + column, tokens.flat[at]

@@ -109,8 +109,7 @@ def write_dataset(folder, train, val, vocab_size, meta=None, tokenizer=None):
             for (split, path), arrays in zip(paths.items(), (train, val), strict=True):
                 with writing(path), open(path, "wb") as f:
                     for ids, length in arrays:
-                        if len(ids):
-                            check_ids(ids, vocab_size, path, f.tell() // dtype.itemsize)
+                        check_ids(ids, vocab_size, path, f.tell() // dtype.itemsize)
                         f.write(ids.astype(dtype).tobytes())
                         n_bytes[split] += length
                     flush(f)
