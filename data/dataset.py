@@ -94,26 +94,25 @@ class Dataset:
 
         UserError where one of the two has a tokenizer: then nothing of what the model knows is left."""
         tokens = Tokens.kept_in(saved, path)
-        if self._has_tokens_of(tokens, path, refused=tokens.tokenizer or self.tokens.tokenizer):
-            return None
-        return f"the ids of {self.name} stand for other tokens now: what the model knows of them is lost"
+        remark = f"the ids of {self.name} stand for other tokens now: what the model knows of them is lost"
+        return self._remark(tokens, path, tokens.tokenizer or self.tokens.tokenizer, remark)
 
     def start_remark(self, start):
         """A line if the ids of the Pretrained `start` stand for other tokens than these, as nanoGPT allows it of a
         GPT-2; else None. UserError if it is a run, or a GPT-2 with a tokenizer of its own."""
-        if self._has_tokens_of(start.tokens, start.path, refused=start.is_run or start.tokens.tokenizer):
-            return None
-        return (
+        remark = (
             f"{self.name} has tokens of its own, {self.tokens.vocab_size}, not the {start.model.config.vocab_size} of "
             f"{start.path}: what that model knows of its tokens is lost"
         )
+        return self._remark(start.tokens, start.path, start.is_run or start.tokens.tokenizer, remark)
 
-    def _has_tokens_of(self, tokens, path, refused):
-        """Whether these may be the `tokens` of the model in `path`. UserError if not, and this is `refused`."""
-        has = tokens.same_as(self.tokens) is not False
-        if refused and not has:
+    def _remark(self, tokens, path, refused, remark):
+        """None where these may be the `tokens` of the model in `path`; else `remark`, or UserError where `refused`."""
+        if tokens.same_as(self.tokens) is not False:
+            return None
+        if refused:
             raise UserError(
                 f"the ids of the model in {path} stand for other tokens than those of {self.name}: prepare {self.name} "
                 "with the tokens of that model, or train from scratch"
             )
-        return has
+        return remark

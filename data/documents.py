@@ -101,8 +101,9 @@ def load_documents(source, subset):
 
     if not os.path.isdir(source):
         return load_dataset(source, subset or None, split="train", num_proc=usable_cores()).select_columns("text")
-    files = files_below(source, ".jsonl", ".parquet", ".txt")
-    jsonl, parquet, txt = ([path for path in files if path.lower().endswith(e)] for e in (".jsonl", ".parquet", ".txt"))
+    endings = (".jsonl", ".parquet", ".txt")
+    files = files_below(source, *endings)
+    jsonl, parquet, txt = ([path for path in files if path.lower().endswith(ending)] for ending in endings)
     # one .jsonl at a time, as they may differ in their other columns
     parts = [load_dataset("json", data_files=path, split="train") for path in jsonl]
     if parquet:

@@ -40,13 +40,14 @@ class Windows:
         if self.order == "random" or evaluation:
             last = n_tokens - self.block_size
             return torch.randint(last, (self.batch_size,), generator=self.generator).numpy()
-        first = self.taken + self.rank * self.batch_size
+        position = self.taken + self.rank * self.batch_size
+        stop = position + self.batch_size
         self.taken += self.world_size * self.batch_size
-        found, position = [], first
-        while position < first + self.batch_size:  # a batch may take the end of a pass and the start of the next
+        found = []
+        while position < stop:  # a batch may take the end of a pass and the start of the next
             while position >= self.end:  # positions only grow: the search never goes back
                 self._begin_pass(n_tokens)
-            k = np.arange(position, min(first + self.batch_size, self.end)) - self.begin
+            k = np.arange(position, min(stop, self.end)) - self.begin
             found.append(self.offset + self.block_size * permuted(k, self.end - self.begin, self.keys))
             position += len(k)
         return np.concatenate(found)
