@@ -1,7 +1,7 @@
 """Token bins as train.py finds them: raw little-endian token ids, no header.
 
-They are uint16 in train.bin and val.bin, as nanoGPT's. Ids that uint16 does not hold are uint32, in train.u32.bin and
-val.u32.bin: under the other names nanoGPT would read them as uint16, and train on garbage."""
+They are uint16, as nanoGPT's, or uint32 where uint16 does not hold them. Those have another name: under its own nanoGPT
+would read them as uint16, and train on garbage."""
 
 import hashlib
 import os
@@ -10,9 +10,9 @@ import numpy as np
 
 from nanogpt.errors import UserError, command
 
-FULL_CHECK_TOKENS = 1 << 26  # a longer bin is checked in samples here, and each batch when it is drawn
-
 SPLITS = ("train", "val")
+ENDINGS = {"uint16": ".bin", "uint32": ".u32.bin"}  # of a bin's name, which begins with the split
+FULL_CHECK_TOKENS = 1 << 26  # a longer bin is checked in samples here, and each batch when it is drawn
 
 
 def dtype_of(vocab_size):
@@ -20,27 +20,23 @@ def dtype_of(vocab_size):
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def dtype_in(path):
-    """The dtype of the ids in the bin at `path`, by its name."""
-    return np.dtype("<u4" if path.endswith(".u32.bin") else "<u2")
-
-
 def open_bin(path):
     """(the bin's tokens as a read-only memory map, uint16 or uint32 (n,), what tells this file from another one there).
 
     Open it for each batch: pages once read count as this process's memory while a map is held. UserError where its
     size is none of a bin."""
+    dtype = "<u4" if path.endswith(ENDINGS["uint32"]) else "<u2"
     with open(path, "rb") as f:
         found = os.fstat(f.fileno())
         try:
-            return np.memmap(f, dtype_in(path), mode="r"), (found.st_ino, found.st_size, found.st_mtime_ns)
+            return np.memmap(f, dtype, mode="r"), (found.st_ino, found.st_size, found.st_mtime_ns)
         except ValueError as error:
             reason = f"its size, {found.st_size:,} bytes, is no whole number of tokens: {error}"
             raise UserError(f"{path} is cut, or is no token bin: {reason}") from None
 
 
-def check_size(path, block_size, dataset):
-    """UserError where the size of `path` shows that it cannot be trained on: missing, cut or too short."""
+def open_checked(path, block_size, dataset):
+    """What open_bin() returns. UserError where the bin cannot be trained on, as it is missing, cut or too short."""
     if not os.path.isfile(path):
         own = os.path.join(os.path.dirname(path), "prepare.py")
         any_text = command("data/text_bpe/prepare.py", "FILE", f"--name={dataset}")
@@ -48,9 +44,10 @@ def check_size(path, block_size, dataset):
         if dataset == "openwebtext":  # train.py's default, and 53 GB
             how += f"; for something small: {command('data/shakespeare_char/prepare.py')}"
         raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); run: {how}")
-    n_tokens = len(open_bin(path)[0])
-    if n_tokens < block_size + 1:
-        raise UserError(f"{path}: {n_tokens:,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
+    tokens, file = open_bin(path)
+    if len(tokens) < block_size + 1:
+        raise UserError(f"{path}: {len(tokens):,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
+    return tokens, file
 
 
 def check_bin(path, vocab_size):
@@ -67,7 +64,7 @@ def check_ids(tokens, vocab_size, path, start):
     """UserError naming file and position where `tokens`, read from `path` at `start`, hold an id >= vocab_size.
 
     `start` is the position of tokens[0], or of each row's first token where `tokens` is (B, T)."""
-    if tokens.max() >= vocab_size:
+    if tokens.max(initial=0) >= vocab_size:
         at = np.argmax(tokens >= vocab_size)
         row, column = divmod(at, tokens.shape[-1])
         position, id = np.atleast_1d(start)[row] + column, tokens.flat[at]

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import torch
 
-from data.bins import SPLITS, check_bin, check_size, fingerprint, open_bin
+from data.bins import SPLITS, check_bin, fingerprint, open_bin, open_checked
 from data.codecs import bytes_of_ids
 from data.folder import FACTS, bin_path, dataset_folder, read_facts
 from data.tokens import Tokens
@@ -25,11 +25,9 @@ class Dataset:
         self.bins = {split: bin_path(self.folder, split) for split in splits}
         self.seen, self.fingerprints = {}, {}  # of each bin: which file it is, and what is in it
         for split, path in self.bins.items():
-            check_size(path, block_size, name)
-            tokens, self.seen[split] = open_bin(path)
+            _, self.seen[split] = open_checked(path, block_size, name)
             self.fingerprints[split] = fingerprint(path)
-            found = {"tokens": len(tokens), "fingerprints": self.fingerprints[split]}
-            if self.facts and any(self.facts[key][split] != value for key, value in found.items()):
+            if self.facts and self.facts["fingerprints"][split] != self.fingerprints[split]:
                 raise UserError(
                     f"{path} is not the one that {FACTS} beside it describes: prepare the dataset again, or remove "
                     f"{FACTS} if another program has written the bins"
@@ -96,26 +94,25 @@ class Dataset:
 
         UserError where one of the two has a tokenizer: then nothing of what the model knows is left."""
         tokens = Tokens.kept_in(saved, path)
-        if self._has_tokens_of(tokens, path, refused=tokens.tokenizer or self.tokens.tokenizer):
-            return None
-        return f"the ids of {self.name} stand for other tokens now: what the model knows of them is lost"
+        remark = f"the ids of {self.name} stand for other tokens now: what the model knows of them is lost"
+        return self._remark(tokens, path, tokens.tokenizer or self.tokens.tokenizer, remark)
 
     def start_remark(self, start):
         """A line if the ids of the Pretrained `start` stand for other tokens than these, as nanoGPT allows it of a
         GPT-2; else None. UserError if it is a run, or a GPT-2 with a tokenizer of its own."""
-        if self._has_tokens_of(start.tokens, start.path, refused=start.is_run or start.tokens.tokenizer):
-            return None
-        return (
+        remark = (
             f"{self.name} has tokens of its own, {self.tokens.vocab_size}, not the {start.model.config.vocab_size} of "
             f"{start.path}: what that model knows of its tokens is lost"
         )
+        return self._remark(start.tokens, start.path, start.is_run or start.tokens.tokenizer, remark)
 
-    def _has_tokens_of(self, tokens, path, refused):
-        """Whether these may be the `tokens` of the model in `path`. UserError if not, and this is `refused`."""
-        has = tokens.same_as(self.tokens) is not False
-        if refused and not has:
+    def _remark(self, tokens, path, refused, remark):
+        """None where these may be the `tokens` of the model in `path`; else `remark`, or UserError where `refused`."""
+        if tokens.same_as(self.tokens) is not False:
+            return None
+        if refused:
             raise UserError(
                 f"the ids of the model in {path} stand for other tokens than those of {self.name}: prepare {self.name} "
                 "with the tokens of that model, or train from scratch"
             )
-        return has
+        return remark

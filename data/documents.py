@@ -1,7 +1,4 @@
-"""From a hub dataset, or a folder of files, to a dataset of token bins: what OpenWebText's and FineWeb's scripts share.
-
-`datasets` must be installed: a script calls require() before it calls anything here.
-"""
+"""From a hub dataset, or a folder of files, to token bins: what OpenWebText's and FineWeb's scripts share."""
 
 import hashlib
 import json
@@ -13,12 +10,11 @@ import numpy as np
 from data.bins import dtype_of
 from data.folder import locked, publish, unfinished_bins
 from data.pieces import pieces
-from data.text import CHANGED, comes_back, encode_piece, end_of_text, in_threads, pick_codec, say_end
+from data.text import CHANGED, Meter, comes_back, encode_piece, end_of_text, in_threads, pick_codec, say_end
 from data.text_files import files_below
 from nanogpt.device import usable_cores
-from nanogpt.errors import UserError, writing
+from nanogpt.errors import UserError, require, writing
 from nanogpt.files import flush, whole_file
-from nanogpt.meter import Meter
 
 UNFINISHED = "unfinished.tmp"  # what a stopped run has done
 AT_ONCE = 100  # documents that are encoded in one call
@@ -28,9 +24,9 @@ def prepare_documents(folder, source, subset, tokenizer):
     """Makes `folder` a dataset of the documents of `source`, each ended by <|endoftext|>. Prints facts.
 
     source: a hub dataset with a text column, of which `subset` names a configuration, or a folder (load_documents()).
-    tokenizer: as --tokenizer= takes it; "": GPT-2's tokens. If it is stopped, the same call resumes it: UNFINISHED
-    counts what is done.
+    tokenizer: as --tokenizer= takes it. If it is stopped, the same call resumes it: UNFINISHED counts what is done.
     """
+    require(f"--source={source}", "datasets")
     codec = pick_codec(tokenizer)
     say_end(codec)
     try:
@@ -55,10 +51,8 @@ def write_documents(folder, documents, source, codec):
     parts = documents.train_test_split(test_size=0.0005, seed=2357, shuffle=True)  # nanoGPT's split
     splits = {"train": parts["train"], "val": parts["test"]}
     paths = unfinished_bins(folder, dtype)
-    first = hashlib.sha256(str(splits["train"][0]["text"]).encode()).hexdigest()
-    origin = [source, len(documents), first]
-    if codec.tokenizer:
-        origin.append(hashlib.sha256(codec.tokenizer.encode()).hexdigest())
+    first = str(splits["train"][0]["text"])
+    origin = [source, len(documents), hashlib.sha256((first + (codec.tokenizer or "")).encode()).hexdigest()]
     unfinished = os.path.join(folder, UNFINISHED)
     state = resumed_state(unfinished, origin, paths, dtype.itemsize)
 
@@ -69,25 +63,22 @@ def write_documents(folder, documents, source, codec):
     try:
         for split, part in splits.items():
             tokenise(split, part, paths[split], state[split], codec, save)
-    except UserError:
+    finally:
         if not os.path.exists(unfinished):  # nothing to resume
             for path in paths.values():
                 Path(path).unlink(missing_ok=True)
-        raise
     n_bytes = {split: state[split]["bytes"] for split in splits}
     publish(folder, codec.vocab_size, n_bytes, tokenizer=codec.tokenizer)
     os.remove(unfinished)
-    if any(state[split].get("changed") for split in splits):
+    if any(state[split]["changed"] for split in splits):
         print(CHANGED)
 
 
 def resumed_state(path, origin, bins, itemsize):
-    """{"of": origin, split: what tokenise() has done} of the unfinished run in the file `path`; without one, of a new
-    run.
+    """{"of": origin, split: what tokenise() has done} of the unfinished run in the file `path`, or of a new run.
 
-    origin: a list that says which documents and tokens. bins: {split: path of the unfinished bin}. UserError where the
-    run was of another origin."""
-    state = {"of": origin} | {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in bins}
+    origin: says which documents and tokens; UserError where the run was of others. bins: {split: path of its bin}."""
+    state = {"of": origin} | {split: {"documents": 0, "tokens": 0, "bytes": 0, "changed": False} for split in bins}
     if not os.path.exists(path):
         return state
     with open(path) as f:
@@ -96,7 +87,7 @@ def resumed_state(path, origin, bins, itemsize):
         raise UserError(f"{path}: unfinished run on {saved['of'][0]}: finish it as it was begun, or delete this")
     for split, bin in bins.items():
         if os.path.exists(bin) and os.path.getsize(bin) >= itemsize * saved[split]["tokens"]:
-            state[split] = saved[split]
+            state[split] |= saved[split]
             print(f"going on after document {state[split]['documents']:,} of {split}")
     return state
 
@@ -104,23 +95,21 @@ def resumed_state(path, origin, bins, itemsize):
 def load_documents(source, subset):
     """The documents of `source`, a Dataset with the one column "text".
 
-    In a folder these are the "text" of every line of its .jsonl files, every row of its .parquet
-    files, and every .txt file whole.
+    In a folder these are the "text" of every line of its .jsonl files and row of its .parquet files, and each .txt.
     """
     from datasets import concatenate_datasets, load_dataset
 
     if not os.path.isdir(source):
         return load_dataset(source, subset or None, split="train", num_proc=usable_cores()).select_columns("text")
-    files = files_below(source, ".jsonl", ".parquet", ".txt")
-    jsonl, parquet, txt = ([path for path in files if path.lower().endswith(e)] for e in (".jsonl", ".parquet", ".txt"))
+    endings = (".jsonl", ".parquet", ".txt")
+    files = files_below(source, *endings)
+    jsonl, parquet, txt = ([path for path in files if path.lower().endswith(ending)] for ending in endings)
     # one .jsonl at a time, as they may differ in their other columns
     parts = [load_dataset("json", data_files=path, split="train") for path in jsonl]
     if parquet:
         parts.append(load_dataset("parquet", data_files=parquet, split="train", columns=["text"]))
     if txt:
         parts.append(load_dataset("text", data_files=txt, split="train", sample_by="document"))
-    if not parts:
-        raise UserError("there is no .jsonl, .parquet or .txt file in this folder")
     return concatenate_datasets([part.select_columns("text") for part in parts])
 
 
@@ -145,7 +134,7 @@ def tokenise(split, documents, path, done, codec, save):
     """Appends to the file `path` the tokens of those `documents` that are not counted in `done`, counts them there, and
     calls save() when they are on disk.
 
-    done: {"documents": n, "tokens": n, "bytes": n}, and "changed", whether the tokens of one do not give it back."""
+    done: {"documents": n, "tokens": n, "bytes": n, "changed": whether the tokens of one do not give it back}."""
     meter = Meter(f"tokenising {split}, documents", len(documents))
     # Plain writes, no memory map: on a full disk they raise an error, where a map would end the process.
     with writing(path), open(path, "ab") as f:
@@ -154,7 +143,7 @@ def tokenise(split, documents, path, done, codec, save):
         tasks = in_threads(lambda start: encode(documents[start : start + AT_ONCE]["text"], codec), starts)
         for count, (start, (ids, length, changed)) in enumerate(zip(starts, tasks, strict=True), 1):
             f.write(ids.tobytes())
-            done["changed"] = done.get("changed", False) or changed
+            done["changed"] |= changed
             done["tokens"] += len(ids)
             done["bytes"] += length
             done["documents"] = min(start + AT_ONCE, len(documents))

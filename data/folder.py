@@ -1,12 +1,7 @@
 """A dataset's folder on disk: its bins, and dataset.json, which says what they are. Read, and written whole.
 
-dataset.json has
-    dtype            "uint16" or "uint32", of the ids in the bins (data/bins.py)
-    vocab_size       ids go from 0 to below it
-    tokens, bytes    {split: n}: how many tokens, and how many bytes of text they stand for
-    fingerprints     {split: fingerprint of its bin}
-    tokenizer        {"file", "sha256"} of meta.pkl (characters) or of a tokenizer.json; null: GPT-2's tokens
-A folder without it is nanoGPT's, or another program has written it: what lies there counts.
+docs/data.md lists the keys of dataset.json. A folder without it is nanoGPT's, or another program has written it: what
+lies there counts.
 """
 
 import hashlib
@@ -16,17 +11,14 @@ import pickle
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from data.bins import SPLITS, check_ids, dtype_of, fingerprint
+from data.bins import ENDINGS, SPLITS, check_ids, dtype_of, fingerprint
 from nanogpt.errors import ROOT, UserError, relative_path, writing
 from nanogpt.files import flush, lock, rename, whole_file
 from nanogpt.text_file import read_text
 
 FACTS = "dataset.json"
 TOKENS = ("meta.pkl", "tokenizer.json")  # what the ids stand for, unless they are GPT-2's
-ALL_FILES = {FACTS, *TOKENS, "train.bin", "val.bin", "train.u32.bin", "val.u32.bin"}
-
-# ----------------------------------------------------------------------------------------------
-# reading
+ALL_FILES = {FACTS, *TOKENS, *(split + ending for split in SPLITS for ending in ENDINGS.values())}
 
 
 def dataset_folder(name):
@@ -45,7 +37,7 @@ def read_facts(folder):
         counts = [facts["vocab_size"], *(facts[key][split] for key in ("tokens", "bytes") for split in SPLITS)]
         tokenizer = facts["tokenizer"]
         is_whole = (
-            facts["dtype"] in ("uint16", "uint32")
+            facts["dtype"] in ENDINGS
             and all(type(n) is int and 0 <= n < 1 << 60 for n in counts)
             and set(SPLITS) <= set(facts["fingerprints"])
             and (tokenizer is None or tokenizer["file"] in TOKENS and "sha256" in tokenizer)
@@ -73,21 +65,15 @@ def tokens_path(folder, facts):
         return None
     path = os.path.join(folder, facts["tokenizer"]["file"])
     if not os.path.isfile(path) or _sha256(Path(path).read_bytes()) != facts["tokenizer"]["sha256"]:
-        raise UserError(
-            f"{path} is missing, or has changed since the dataset was prepared: prepare it again, "
-            "or put the old file back"
-        )
+        how = "prepare it again, or put the old file back"
+        raise UserError(f"{path} is missing, or has changed since the dataset was prepared: {how}")
     return path
 
 
 def bin_path(folder, split):
     """The path of the split's bin in the dataset's `folder`: uint16, unless there is one in uint32 alone."""
-    narrow, wide = os.path.join(folder, f"{split}.bin"), os.path.join(folder, f"{split}.u32.bin")
-    return wide if os.path.exists(wide) and not os.path.exists(narrow) else narrow
-
-
-# ----------------------------------------------------------------------------------------------
-# writing
+    paths = [os.path.join(folder, split + ending) for ending in ENDINGS.values()]
+    return next(filter(os.path.exists, paths), paths[0])
 
 
 @contextmanager
@@ -107,8 +93,7 @@ def locked(folder):
 
 def unfinished_bins(folder, dtype):
     """{split: path} of the bins that are being written to `folder`, with ids of that dtype."""
-    ending = "bin" if dtype.itemsize == 2 else "u32.bin"
-    return {split: os.path.join(folder, f"{split}.{ending}.tmp") for split in SPLITS}
+    return {split: os.path.join(folder, f"{split}{ENDINGS[dtype.name]}.tmp") for split in SPLITS}
 
 
 def write_dataset(folder, train, val, vocab_size, meta=None, tokenizer=None):
@@ -124,8 +109,7 @@ def write_dataset(folder, train, val, vocab_size, meta=None, tokenizer=None):
             for (split, path), arrays in zip(paths.items(), (train, val), strict=True):
                 with writing(path), open(path, "wb") as f:
                     for ids, length in arrays:
-                        if len(ids):
-                            check_ids(ids, vocab_size, path, f.tell() // dtype.itemsize)
+                        check_ids(ids, vocab_size, path, f.tell() // dtype.itemsize)
                         f.write(ids.astype(dtype).tobytes())
                         n_bytes[split] += length
                     flush(f)

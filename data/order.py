@@ -40,13 +40,14 @@ class Windows:
         if self.order == "random" or evaluation:
             last = n_tokens - self.block_size
             return torch.randint(last, (self.batch_size,), generator=self.generator).numpy()
-        first = self.taken + self.rank * self.batch_size
+        position = self.taken + self.rank * self.batch_size
+        stop = position + self.batch_size
         self.taken += self.world_size * self.batch_size
-        found, position = [], first
-        while position < first + self.batch_size:  # a batch may take the end of a pass and the start of the next
+        found = []
+        while position < stop:  # a batch may take the end of a pass and the start of the next
             while position >= self.end:  # positions only grow: the search never goes back
                 self._begin_pass(n_tokens)
-            k = np.arange(position, min(first + self.batch_size, self.end)) - self.begin
+            k = np.arange(position, min(stop, self.end)) - self.begin
             found.append(self.offset + self.block_size * permuted(k, self.end - self.begin, self.keys))
             position += len(k)
         return np.concatenate(found)
@@ -65,21 +66,20 @@ def permuted(k, n, keys):
     """int64: the places of `k` (int64, each below n) in a pseudo-random permutation of 0 ... n - 1, a round per key."""
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)  # a b is n or more, and less than n + a: about one in sqrt(n) results is outside
-    sizes = np.array([a, b], dtype=np.uint64)
     k = k.astype(np.uint64)
     outside = np.arange(len(k))
     while len(outside):
-        halves = list(np.divmod(k[outside], sizes[1]))
-        for i, key in enumerate(keys):
-            changed, other = i % 2, 1 - i % 2
-            halves[changed] = (halves[changed] + scrambled(halves[other] + key) % sizes[changed]) % sizes[changed]
-        k[outside] = halves[0] * sizes[1] + halves[1]
+        left, right = np.divmod(k[outside], b)
+        for of_left, of_right in zip(keys[::2], keys[1::2], strict=True):
+            left = (left + scrambled(right + of_left) % a) % a
+            right = (right + scrambled(left + of_right) % b) % b
+        k[outside] = left * b + right
         outside = outside[k[outside] >= n]
     return k.astype(np.int64)
 
 
 def scrambled(x):
     """uint64: SplitMix64's finalizer, a bijection each of whose output bits depends on every input bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return x ^ (x >> 31)

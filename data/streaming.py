@@ -36,7 +36,7 @@ def until(stop, texts):
         if stop and stop in held:
             yield held.partition(stop)[0]
             return
-        safe = len(held) - next((k for k in range(len(stop) - 1, 0, -1) if held.endswith(stop[:k])), 0)
+        safe = next(k for k in range(len(held) + 1) if stop.startswith(held[k:]))
         yield held[:safe]
         held = held[safe:]
     yield held

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -15,10 +17,24 @@ from data.text_files import text_chunks
 from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, train_tokenizer
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, command
-from nanogpt.meter import Meter
 
 TRAIN_BYTES = 100_000_000  # of text that a tokenizer is trained on, at most
 CHANGED = "the tokens do not give this very text back: the tokenizer's normalizer or decoder changes it"
+
+
+class Meter:
+    """A line on stderr that says how much of `total` is done (0: not known), ten times a second at most."""
+
+    def __init__(self, what, total):
+        self.what, self.total, self.shown_at = what, total, 0.0
+
+    def show(self, done):
+        """Prints over the line before, and ends it when all is done."""
+        if done != self.total and time.monotonic() - self.shown_at < 0.1:
+            return
+        self.shown_at = time.monotonic()
+        line = f"{self.what}: {done:,}" + (f" of {self.total:,} ({done / self.total:.0%})" if self.total else "")
+        print(line, end="\n" if done == self.total else "\r", file=sys.stderr, flush=True)
 
 
 def metered(texts, what, total):
@@ -64,7 +80,7 @@ def prepare_chars(folder, text):
     ids = id_of[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
     itos = dict(enumerate(characters))
     meta = {"vocab_size": vocab_size, "itos": itos, "stoi": {c: i for i, c in itos.items()}}
-    parts = [[(ids[:n_train], len(text[:n_train].encode()))], [(ids[n_train:], len(text[n_train:].encode()))]]
+    parts = ([(ids[part], len(text[part].encode()))] for part in (slice(n_train), slice(n_train, None)))
     write_dataset(folder, *parts, vocab_size, meta=meta)
 
 

@@ -11,20 +11,14 @@ READ = 1 << 17  # characters read at a time
 
 def text_files(paths):
     """`paths`, each folder among them replaced by every .txt below it, in order of name. UserError if it has none."""
-    found = []
-    for path in paths:
-        texts = files_below(path, ".txt") if os.path.isdir(path) else [path]
-        if not texts:
-            raise UserError(f"{path}: there is no .txt file in this folder")
-        found += texts
-    return found
+    return [file for path in paths for file in (files_below(path, ".txt") if os.path.isdir(path) else [path])]
 
 
 def files_below(folder, *endings):
     """The files below `folder` whose names have one of the `endings`, in order of their paths. Links are followed.
 
     Hidden names and empty files are left out, and each file or folder is taken once, by whatever links it is found.
-    Prints a line on what is left out."""
+    Prints a line on what is left out. UserError where nothing is left."""
     found, left_out, seen = [], [], {os.path.realpath(folder)}
 
     def visit(place):
@@ -45,6 +39,8 @@ def files_below(folder, *endings):
     visit(folder)
     if left_out:
         print(f"{folder}: left out as hidden, empty or there twice: {len(left_out):,}, the first is {left_out[0]}")
+    if not found:
+        raise UserError(f"{folder}: there is no {' or '.join(endings)} file in this folder")
     return sorted(found)
 
 
@@ -57,15 +53,14 @@ def text_chunks(paths, start=0, stop=sys.maxsize):
     for path in paths:
         if not os.path.isfile(path):
             raise UserError(f"{path}: there is no such file, or it is a folder, a pipe or a device")
+        begin = position
         with open(path, "rb") as f:
-            has_text = False
             for text in decoded(f, path, READ):
-                has_text = True
                 wanted = text[max(0, start - position) : max(0, stop - position)]
                 position += len(text)
                 if wanted:
                     yield wanted
                 if position >= stop:
                     return
-        if not has_text:
+        if position == begin:
             raise UserError(f"{path}: the file is empty")

@@ -27,7 +27,7 @@ def whole_file(path, mode="wb", **options):
             flush(f)
         rename(temporary, path)
     finally:
-        if os.path.exists(temporary):
+        with suppress(OSError):
             os.remove(temporary)
 
 

@@ -34,7 +34,7 @@ def test_a_long_bin_is_looked_at_in_places_and_every_batch_as_it_is_drawn(tmp_pa
 def test_a_dataset_that_is_not_prepared_is_told_how_to_be(tmp_path):
     path = str(tmp_path / "train.bin")
     with pytest.raises(UserError, match="dataset mine is not prepared .*data/text_bpe/prepare.py FILE --name=mine"):
-        bins.check_size(path, 16, "mine")
+        bins.open_checked(path, 16, "mine")
     (tmp_path / "prepare.py").touch()
     with pytest.raises(UserError, match=f"run: python .*{tmp_path.name}/prepare.py"):
-        bins.check_size(path, 16, "mine")
+        bins.open_checked(path, 16, "mine")

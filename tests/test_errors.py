@@ -236,7 +236,7 @@ def test_on_another_drive_the_path_is_absolute(monkeypatch):
 
 
 def test_what_names_a_command_works_there_too(tmp_path, monkeypatch):
-    from data.bins import check_size
+    from data.bins import open_checked
     from data.text import print_next
     from nanogpt.progress import Progress
     from nanogpt.run_log import last_lines
@@ -244,7 +244,7 @@ def test_what_names_a_command_works_there_too(tmp_path, monkeypatch):
     monkeypatch.setattr(os.path, "relpath", other_drive)
     (tmp_path / "prepare.py").write_text("")
     with pytest.raises(errors.UserError) as error:
-        check_size(str(tmp_path / "train.bin"), 16, "openwebtext")
+        open_checked(str(tmp_path / "train.bin"), 16, "openwebtext")
     assert f"python {tmp_path / 'prepare.py'}" in str(error.value)
     print_next("config/train_gpt2.py")
     progress = Progress({}, 0, 64, None, max_iters=5, patience=0, max_seconds=0.0)

@@ -16,11 +16,11 @@ from prepare_scripts import needs_bpe
 from torch.nn import functional as F
 
 from data.folder import write_dataset
+from data.text import Meter
 from nanogpt.distributed import Processes
-from nanogpt.meter import Meter
 from tools import evaluation
 
-METER = Meter("evaluating")
+METER = Meter("evaluating", 0)
 
 LINE = re.compile(
     r"(\S+): (\d+\.\d{4}) nats a token, perplexity (\d+\.\d{3}), (?:(\d+\.\d{4}) bits per byte, )?([\d,]+) tokens, "

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configurator import Settings, configure
-from data.bins import check_bin, check_ids, check_size, open_bin
+from data.bins import check_bin, check_ids, open_bin, open_checked
 from data.dataset import Dataset
 from data.folder import write_dataset
 from data.meta import read_meta
@@ -130,7 +130,7 @@ def test_a_mutated_bin_gives_batches_of_known_ids_or_one_line(tmp_path, mutation
     with open(path, "wb") as f:
         f.write(mutate((np.arange(100) % 61).astype("<u2").tobytes(), mutations))
     try:
-        check_size(path, block_size, "name")
+        open_checked(path, block_size, "name")
         check_bin(path, vocab_size)
     except UserError as error:
         one_line(error)

@@ -13,7 +13,7 @@ from prepare_scripts import PROXIES, UNICODE, files_in, write_text
 
 from data import text as data_text
 from data.text_files import text_chunks, text_files
-from data.tiny_shakespeare import download
+from data.tiny_shakespeare import shakespeare
 from data.meta import read_meta
 from nanogpt.errors import UserError
 from nanogpt.text_file import decoded, read_text
@@ -115,22 +115,32 @@ def server(tmp_path, monkeypatch):
     httpd.shutdown()
 
 
-def test_a_download_arrives_whole(server, tmp_path, capsys):
+@pytest.fixture
+def fetched(server, tmp_path, monkeypatch):
+    """fetched(suffix, digest) -> the path that shakespeare() returns, of that file on the server."""
     url, content = server
-    download(url, str(tmp_path / "x"), hashlib.sha256(content).hexdigest())
-    assert files_in(tmp_path) == {"x": content}
+    monkeypatch.setattr("data.folder.ROOT", str(tmp_path / "nothing here"))
+
+    def fetched(suffix="", digest=None):
+        monkeypatch.setattr("data.tiny_shakespeare.URL", url + suffix)
+        monkeypatch.setattr("data.tiny_shakespeare.SHA256", digest or hashlib.sha256(content).hexdigest())
+        return shakespeare(str(tmp_path))
+
+    return fetched
+
+
+def test_a_download_arrives_whole_and_once(server, fetched, tmp_path, capsys):
+    url, content = server
+    assert fetched() == fetched("missing") == str(tmp_path / "input.txt")
+    assert files_in(tmp_path) == {"input.txt": content}
     assert capsys.readouterr().out == f"downloading {url}\n"
 
 
-@pytest.mark.parametrize(
-    "suffix, digest, reason",
-    [("", "0" * 64, "SHA-256"), ("cut", None, "Error"), ("missing", None, "404")],
-)
-def test_a_failed_download_leaves_nothing_and_says_what_to_do(server, tmp_path, suffix, digest, reason):
-    url, content = server
+@pytest.mark.parametrize("arguments, reason", [(("", "0" * 64), "SHA-256"), (("cut",), "Error"), (("missing",), "404")])
+def test_a_failed_download_leaves_nothing_and_says_what_to_do(fetched, tmp_path, arguments, reason):
     with pytest.raises(UserError, match=reason) as error:
-        download(url + suffix, str(tmp_path / "x"), digest or hashlib.sha256(content).hexdigest())
-    assert f"save it as {tmp_path / 'x'}" in str(error.value)
+        fetched(*arguments)
+    assert f"save it as {tmp_path / 'input.txt'}" in str(error.value)
     assert files_in(tmp_path) == {}
 
 

@@ -704,9 +704,8 @@ def test_openwebtext_in_other_tokens_says_what_text_bpe_says(work, tmp_path):
     assert "do not give this very text back" in result.stdout and "--dataset=web" in result.stdout
     # as a stop leaves it; then another tokenizer by the same name
     state = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in ("train", "val")}
-    hub = hashlib.sha256(documents[0].encode()).hexdigest()
-    old = hashlib.sha256(trained("WordPiece").encode()).hexdigest()
-    state["of"] = [str(tmp_path / "source"), 3000, hub, old]
+    of = hashlib.sha256((documents[0] + trained("WordPiece")).encode()).hexdigest()
+    state["of"] = [str(tmp_path / "source"), 3000, of]
     write_text(folder / "unfinished.tmp", json.dumps(state))
     write_text(path, trained("Unigram"))
     assert "unfinished run" in error_after_progress(prepare(work, "openwebtext", *arguments))

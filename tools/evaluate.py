@@ -22,13 +22,12 @@ from data.codecs import bytes_of_ids
 from data.dataset import Dataset
 from data.pieces import pieces
 from data.pretrained import Pretrained
-from data.text import encode_piece
+from data.text import Meter, encode_piece
 from data.text_files import text_chunks
 from model import GPT
 from nanogpt import device as devices
 from nanogpt.distributed import Processes
 from nanogpt.errors import UserError
-from nanogpt.meter import Meter
 from tools.evaluation import evaluate
 
 # ---- settings ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from configurator import configure
 from data.documents import prepare_documents
 from data.text import data_folder, print_next
-from nanogpt.errors import require
 
 source = "HuggingFaceFW/fineweb"  # a hub dataset with a text column, or a folder of .jsonl, .parquet, .txt
 subset = "sample-10BT"  # a configuration of the hub dataset (sample-100BT, ...); empty: its default
@@ -23,6 +22,5 @@ tokenizer = ""  # a tokenizer.json, or a folder that has one; empty: GPT-2's
 name = "fineweb"  # the dataset's name: the folder under data/ that it is written to
 
 configure(globals())
-require("data/fineweb/prepare.py", "datasets")
 prepare_documents(data_folder(name), source, subset, tokenizer)
 print_next("config/train_gpt2_fineweb.py", f"--dataset={name}", launcher="torchrun --standalone --nproc_per_node=8")

@@ -15,7 +15,6 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from configurator import configure
 from data.documents import prepare_documents
 from data.text import data_folder, print_next
-from nanogpt.errors import require
 
 # A copy in parquet: nanoGPT's "openwebtext" has a loading script, which `datasets` no longer runs.
 source = "dylanebert/openwebtext"  # a hub dataset with a text column, or a folder of .jsonl, .parquet, .txt
@@ -23,7 +22,6 @@ tokenizer = ""  # a tokenizer.json, or a folder that has one; empty: GPT-2's
 name = "openwebtext"  # the dataset's name: the folder under data/ that it is written to
 
 configure(globals())
-require("data/openwebtext/prepare.py", "datasets")
 prepare_documents(data_folder(name), source, "", tokenizer)
 print_next("config/train_gpt2.py", f"--dataset={name}", launcher="torchrun --standalone --nproc_per_node=8")
 # train has 9,035,582,198 tokens

@@ -8,7 +8,6 @@ source of Python's standard library (its top-level modules, some 4.7 MB, without
 are not ASCII).
 """
 
-import glob
 import os
 import sys
 import sysconfig
@@ -30,8 +29,8 @@ folder = data_folder(name)
 if files:
     text = "".join(text_chunks(text_files(files)))
 else:
-    library = sorted(glob.glob(os.path.join(glob.escape(sysconfig.get_path("stdlib")), "*.py")))
-    text = "".join(Path(path).read_text(encoding="ascii", errors="ignore") for path in library)
+    library = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    text = "".join(path.read_text(encoding="ascii", errors="ignore") for path in library)
     print(f"the standard library of Python {sys.version.split()[0]}: {len(library)} files")
 prepare_chars(folder, text)
 own = [f"--dataset={name}", f"--out_dir=out-{name}"] if name != "text_char" else []
