@@ -11,7 +11,6 @@ A prepare script uses three more: encode_ordinary(text) -> the ids (n,) of plain
 """
 
 import itertools
-import math
 import os
 import re
 import tempfile
@@ -29,7 +28,6 @@ END = "<|endoftext|>"
 GPT2_VOCAB_SIZE = 50257
 # what tiktoken calls GPT-2's encoder.json in its cache, which it stores last: the SHA-1 of its address
 GPT2_FILE = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
-NO_TOKEN = "\0no token\0"
 
 
 def bytes_of_ids(codec, vocab_size):
@@ -76,7 +74,7 @@ class Codec:
         for i, part in enumerate([text] if self.eot is None else text.split(self.end)):
             found = self.encode_ordinary(part)
             if missing := self.missing(part, found):
-                raise UserError(f"the vocabulary has no character {shown(next(iter(missing)))}")
+                raise UserError(f"the vocabulary has no tokens for {shown(next(iter(missing)))}")
             ids += [self.eot, *found.tolist()] if i else found.tolist()
         return ids
 
@@ -84,7 +82,8 @@ class Codec:
         return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
 
     def missing(self, text, ids):
-        """Counter of the characters of `text` that the vocabulary lacks; `ids` are those of the text."""
+        """Counter of the characters of `text` that the vocabulary lacks, or of words whose characters it all has;
+        `ids` are those of the text."""
         return Counter()
 
 
@@ -163,22 +162,15 @@ class TokenizerCodec(Codec):
         from tokenizers import Tokenizer
         from tokenizers.models import BPE
 
-        try:
-            self._tokenizer = Tokenizer.from_str(text)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # its own class of exception is no other than Exception, and a panic is none
-            raise UserError(f"{where} is not a tokenizer.json that can be read: {str(error)[:200]}") from None
+        self._tokenizer = Tokenizer.from_str(text)
         model = self._tokenizer.model
         if isinstance(model, BPE):
             model.dropout = None
-            model.unk_token = model.unk_token or NO_TOKEN  # so it raises where it would drop a character without a word
+            model.unk_token = model.unk_token or "\0no token\0"  # so it raises where it would drop a character silently
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # <|endoftext|> in a text is plain text
         vocab = self._tokenizer.get_vocab()
-        if not vocab:
-            raise UserError(f"{where} has no tokens")
         self.tokenizer, self.end, self.eot = text, end, vocab.get(end)
         self._unknown = -1 if unknown is None else unknown
         self.vocab_size, self.bytes_by_id = max(vocab.values()) + 1, bool(bytes_of)
@@ -221,19 +213,13 @@ class TokenizerCodec(Codec):
             for part, found in self._parts(text)
             for id, (start, end) in zip(found.ids, found.offsets, strict=True) if id == self._unknown
         ]  # fmt: skip
-        counts = Counter("".join(words))
-        alone = Counter({c: n for c, n in counts.items() if self._unknown in self._encode(c).ids})
-        limit = getattr(self._tokenizer.model, "max_input_chars_per_word", math.inf)
-        if not alone and len(longest := max(words, key=len)) > limit:
-            raise UserError(
-                f"the tokenizer takes no word of more than {limit} characters (WordPiece's "
-                f"max_input_chars_per_word), and {longest[:20]!r}... has {len(longest):,}"
-            )
-        return alone or counts  # one character may make a whole word unknown, or words may be all that is known
+        alone = Counter(c for c in "".join(words) if self._unknown in self._encode(c).ids)
+        return alone or Counter(words)  # one character may make a whole word unknown; or words are all that is known
 
     def decode(self, ids):
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
-def shown(character):
-    return f"{character!r} (U+{ord(character):04X})"
+def shown(text):
+    """A character, or the beginning of a word, in an error."""
+    return f"{text!r} (U+{ord(text):04X})" if len(text) == 1 else repr(text[:20])

@@ -44,8 +44,7 @@ def train_tokenizer(texts, vocab_size):
     """The text of a tokenizer.json: a byte-level BPE of `vocab_size` tokens in all, trained on `texts`, which GPT-2's
     pattern splits. The same texts give the same tokenizer. UserError where they give fewer tokens.
 
-    <|endoftext|> has the last id; tokenizers by itself would give it the first one."""
-    check_vocab_size(vocab_size)
+    Call check_vocab_size() first. <|endoftext|> has the last id; tokenizers by itself would give it the first one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -80,13 +79,14 @@ def find_tokenizer(path_or_name):
 
 @contextmanager
 def _reading(where):
-    """UserError, naming `where`, if what the block reads is not a tokenizer.json: what it needs has another form."""
+    """UserError, naming `where`, if what the block reads is damaged, or not a tokenizer.json."""
     try:
         yield
-    except UserError:
+    except (UserError, OSError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except (ValueError, RecursionError, AttributeError, LookupError, TypeError, OverflowError):
-        raise UserError(f"{where} is not a tokenizer.json: it is damaged, or of another kind") from None
+    except BaseException as error:  # tokenizers raises an Exception of no class of its own, or panics, which is none
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"{where} is not a tokenizer.json that can be read ({reason})") from None
 
 
 def codec_of_tokenizer(text, where):
@@ -190,10 +190,7 @@ def tokenizer_of(codec):
     """The text of the tokenizer.json of any codec."""
     if codec.tokenizer:
         return codec.tokenizer
-    return _json(_characters(codec.stoi) if isinstance(codec, CharCodec) else _gpt2s(codec.ranks))
-
-
-def _json(content):
+    content = _characters(codec.stoi) if isinstance(codec, CharCodec) else _gpt2s(codec.ranks)
     return json.dumps({"version": "1.0"} | content, ensure_ascii=False, indent=2) + "\n"
 
 
