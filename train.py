@@ -19,7 +19,7 @@ from data.pretrained import Pretrained
 from model import GPT, GPTConfig
 from nanogpt import device as devices
 from nanogpt import run_log
-from nanogpt.bits_per_byte import bits_per_byte
+from nanogpt.cross_entropy import bits_per_byte
 from nanogpt.distributed import Processes, share_evenly
 from nanogpt.errors import UserError
 from nanogpt.guard import StepGuard, clip_gradients

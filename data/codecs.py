@@ -7,7 +7,7 @@ Every codec has vocab_size, encode(text) -> ids, decode(ids) -> text, piece(id) 
     meta          the content of its meta.pkl; None but for characters
     bytes_by_id   whether piece() tells how many bytes of the original text an id stands for
 A prepare script uses three more: encode_ordinary(text) -> the ids (n,) of plain text, missing(text, ids) and
-    cuts_at_lines whether ids depend on where a text is cut, so that it is cut at line ends (data/pieces.py)
+    cuts_at_lines whether ids depend on where a text is cut, so that it is cut at line ends (data/text_files.py)
 """
 
 import itertools
@@ -106,7 +106,7 @@ class CharCodec(Codec):
 
 class BPECodec(Codec):
     """Byte-pair encoding of bytes, through tiktoken: GPT-2's, or that of `encoding`, a tiktoken.Encoding that splits a
-    text as GPT-2 does. So a text can be cut without a change of its ids (data/pieces.py).
+    text as GPT-2 does. So a text can be cut without a change of its ids (data/text_files.py).
 
     `tokenizer` is the text of its tokenizer.json, `end` the name of the token that ends a document, `ranks` {a token's
     bytes: its id}. A model may have more ids than the codec (50304, GPT-2's 50257 rounded up for speed): those are not

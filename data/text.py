@@ -10,8 +10,7 @@ import numpy as np
 from data.bins import dtype_of
 from data.codecs import BPECodec, CharCodec, shown
 from data.folder import dataset_folder, write_dataset
-from data.pieces import pieces
-from data.text_files import text_chunks
+from data.text_files import pieces, text_chunks
 from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, train_tokenizer
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, command

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from data import text as data_text
 from data.documents import prepare_documents
 from data.folder import locked
-from data.pieces import pieces as cut_in_pieces
+from data.text_files import pieces as cut_in_pieces
 from data.streaming import stream_text
 from data.codecs import BPECodec, CharCodec, TokenizerCodec
 from data.text import pick_codec
@@ -151,7 +151,7 @@ def test_a_long_text_is_taken_evenly_and_this_is_said(tmp_path, monkeypatch, cap
     lines = [f"{i:07d} words of a line\n" for i in range(40_000)]
     path = write_text(tmp_path / "a.txt", "".join(lines))
     monkeypatch.setattr(data_text, "TRAIN_BYTES", 200_000)
-    monkeypatch.setattr("data.pieces.PIECE", 5_000)
+    monkeypatch.setattr("data.text_files.PIECE", 5_000)
     n = 36_000 * 24
     taken = list(data_text._training_texts([str(path)], n, n))
     assert 150_000 < sum(map(len, taken)) <= 200_000

@@ -11,8 +11,7 @@ from itertools import groupby, islice
 import numpy as np
 import torch
 
-from nanogpt.bits_per_byte import bits_per_byte
-from nanogpt.cross_entropy import token_losses
+from nanogpt.cross_entropy import bits_per_byte, token_losses
 from nanogpt.errors import UserError
 
 BATCH_TOKENS = 1 << 14  # of a batch, where the user gives no batch size: enough to keep a CPU busy
