@@ -12,6 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from nanogpt.errors import UserError, require, writing
+from nanogpt.text_file import read_text
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -48,11 +49,11 @@ def find(name_or_path):
 def read_config(path):
     """The arguments for GPTConfig, all but dropout, in a config.json; UserError where it is damaged, or describes a
     model that GPT does not compute."""
+    text = read_text(path)
     try:
-        with open(path, encoding="utf-8-sig") as f:
-            found = json.load(f)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'it is no JSON'}") from None
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: it is no JSON") from None
     if not isinstance(found, dict) or found.get("model_type") != "gpt2":
         raise UserError(f"{path} is not of a GPT-2: its model_type is not gpt2")
     config = {"bias": True, "activation": found.get("activation_function", "gelu_new")}
