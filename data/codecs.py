@@ -50,10 +50,6 @@ def first_prompt(codec, start):
     return start, []
 
 
-# ----------------------------------------------------------------------------------------------
-# codecs
-
-
 class Codec:
     """What the codecs have in common. `_pieces`, {id: bytes}: of every id that stands for something."""
 
@@ -160,21 +156,20 @@ class TokenizerCodec(Codec):
     def __init__(self, text, where, end, unknown, bytes_of=None):
         require(where, "tokenizers")
         from tokenizers import Tokenizer
-        from tokenizers.models import BPE
 
-        self._tokenizer = Tokenizer.from_str(text)
-        model = self._tokenizer.model
-        if isinstance(model, BPE):
+        tokenizer = self._tokenizer = Tokenizer.from_str(text)
+        model = tokenizer.model
+        if hasattr(model, "dropout"):  # it is a BPE
             model.dropout = None
             model.unk_token = model.unk_token or "\0no token\0"  # so it raises where it would drop a character silently
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # <|endoftext|> in a text is plain text
-        vocab = self._tokenizer.get_vocab()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # <|endoftext|> in a text is plain text
+        vocab = tokenizer.get_vocab()
         self.tokenizer, self.end, self.eot = text, end, vocab.get(end)
         self._unknown = -1 if unknown is None else unknown
         self.vocab_size, self.bytes_by_id = max(vocab.values()) + 1, bool(bytes_of)
-        added = self._tokenizer.get_added_tokens_decoder()
+        added = tokenizer.get_added_tokens_decoder()
         special = {id for id, token in added.items() if token.special and id != self.eot} | {unknown}
         self._pieces = {
             id: bytes_of(name) if bytes_of and id not in added else name.encode("utf-8")

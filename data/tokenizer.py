@@ -48,11 +48,10 @@ def train_tokenizer(texts, vocab_size):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, min_frequency=2, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size - 1, min_frequency=2, initial_alphabet=by_bytes.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([END])
@@ -210,6 +209,6 @@ def _gpt2s(ranks):
     vocab = {spell(token): ranks[token] for token in sorted(ranks, key=ranks.get)} | {END: GPT2_SIGNS[END]}
     model = {"type": "BPE", "vocab": vocab, "merges": [[spell(part) for part in parts] for parts in _merges(ranks)]}
     flags = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
-    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
     added = [{"id": GPT2_SIGNS[END], "content": END} | flags]
     return {"added_tokens": added, "pre_tokenizer": by_bytes, "decoder": by_bytes, "model": model}

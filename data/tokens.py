@@ -127,6 +127,6 @@ class Tokens:
         """Whether the dataset in `folder` has other tokens now. A broken file does not say."""
         try:
             now = Tokens.of_dataset(folder)
+            return any(Path(folder).glob("train*.bin")) and now.known and now.same_as(self) is False
         except UserError:
             return False
-        return any(Path(folder).glob("train*.bin")) and now.known and now.same_as(self) is False

@@ -136,7 +136,7 @@ def write_folder(to, model, codec, tokenizer):
         "n_positions": sizes.block_size, "n_embd": sizes.n_embd, "n_layer": sizes.n_layer, "n_head": sizes.n_head,
         "activation_function": sizes.activation, "embd_pdrop": sizes.dropout, "attn_pdrop": sizes.dropout,
         "resid_pdrop": sizes.dropout, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-        "bos_token_id": eot, "eos_token_id": eot, "torch_dtype": "float32",
+        "bos_token_id": eot, "eos_token_id": eot,
     }  # fmt: skip
     generation = {"bos_token_id": eot, "eos_token_id": eot}
     if padding := [i for i in range(sizes.vocab_size) if not codec.known(i)]:
@@ -150,7 +150,7 @@ def write_folder(to, model, codec, tokenizer):
     if eot is not None:
         about |= dict.fromkeys(("bos_token", "eos_token"), codec.end)
     contents = {"config": config, "generation_config": generation, "tokenizer_config": about}
-    texts = {name: json.dumps(content, ensure_ascii=False, indent=2) + "\n" for name, content in contents.items()}
+    texts = {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
     folder = os.path.abspath(to)
     temporary = f"{folder}.{os.getpid()}.tmp"  # beside it, and renamed once it is whole
     try:

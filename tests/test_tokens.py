@@ -69,6 +69,12 @@ def test_without_a_readable_meta_the_checkpoints_serves(dataset, content):
     assert tokens.codec.decode([2]) == "é" and not tokens.prepared_again(str(folder)) and not os.path.exists("it_ran")
 
 
+def test_a_broken_tokenizer_json_does_not_say_that_the_dataset_was_prepared_again(dataset, own):
+    folder = dataset(None)
+    (folder / "tokenizer.json").write_text("{")
+    assert not of_run(260, tokenizer=own).prepared_again(str(folder))
+
+
 def test_a_dataset_prepared_again_in_gpt2s_tokens_is_known(dataset):
     folder = dataset(None)
     tokens = of_run(meta=ABC)
