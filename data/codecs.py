@@ -6,8 +6,9 @@ Every codec has vocab_size, encode(text) -> ids, decode(ids) -> text, piece(id) 
     tokenizer     the text of its tokenizer.json; None for characters and for GPT-2's tokens
     meta          the content of its meta.pkl; None but for characters
     bytes_by_id   whether piece() tells how many bytes of the original text an id stands for
-A prepare script uses three more: encode_ordinary(text) -> the ids (n,) of plain text, missing(text, ids) and
+A prepare script uses two more: encode_plain(text) -> the ids (n,) of plain text, and
     cuts_at_lines whether ids depend on where a text is cut, so that it is cut at line ends (data/text_files.py)
+Each kind has its own encode_ordinary(text), ids (n,) of plain text without an error for what the vocabulary lacks.
 """
 
 import itertools
@@ -35,8 +36,7 @@ def bytes_of_ids(codec, vocab_size):
     ids that stand for nothing. None where an id does not tell."""
     if not codec.bytes_by_id:
         return None
-    pieces = (codec.piece(i) if codec.known(i) and i != codec.eot else b"" for i in range(vocab_size))
-    return np.array([len(piece) for piece in pieces])
+    return np.array([len(codec.piece(i)) if codec.known(i) and i != codec.eot else 0 for i in range(vocab_size)])
 
 
 def first_prompt(codec, start):
@@ -64,14 +64,20 @@ class Codec:
         return self._pieces[id]
 
     def encode(self, text):
-        """List of ids; the token that ends a document may stand in the text by its name. UserError names the first
-        character that the vocabulary lacks."""
+        """List of ids; the token that ends a document may be in the text by its name. UserError: encode_plain()."""
         ids = []
         for i, part in enumerate([text] if self.eot is None else text.split(self.end)):
-            found = self.encode_ordinary(part)
-            if missing := self.missing(part, found):
-                raise UserError(f"the vocabulary has no tokens for {shown(next(iter(missing)))}")
-            ids += [self.eot, *found.tolist()] if i else found.tolist()
+            found = self.encode_plain(part).tolist()
+            ids += [self.eot, *found] if i else found
+        return ids
+
+    def encode_plain(self, text):
+        """Ids (n,) of plain text. UserError names the most frequent characters that the vocabulary lacks."""
+        ids = self.encode_ordinary(text)
+        if missing := self.missing(text, ids):
+            most = ", ".join(shown(part) for part, _ in missing.most_common(5))
+            more = " and others" if len(missing) > 5 else ""
+            raise UserError(f"the vocabulary has no tokens for these characters of the text: {most}{more}")
         return ids
 
     def decode(self, ids):

@@ -42,7 +42,6 @@ class Pretrained:
 
     @property
     def title(self):
-        """What to call it."""
         return f"the model in {self.path}" if self.is_run else f"GPT-2 weights: {self.path}"
 
     @property

@@ -7,6 +7,7 @@ the library tokenizers, which encodes the other kinds, and trains. It is importe
 import json
 import os
 from contextlib import contextmanager
+from itertools import pairwise
 
 from data.codecs import END, GPT2_VOCAB_SIZE, BPECodec, CharCodec, TokenizerCodec
 from nanogpt.errors import UserError, require
@@ -152,7 +153,7 @@ def _last_parts(token, ranks):
     """The two parts that byte-pair encoding by `ranks` joins last in making `token`; more parts where it makes none."""
     parts, rank = [bytes([byte]) for byte in token], ranks[token]
     while len(parts) > 2:
-        pairs = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
         lowest = min(pairs)
         if lowest >= rank:
             break

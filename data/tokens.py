@@ -1,8 +1,4 @@
-"""What ids stand for: those of a dataset, of a run, of a GPT-2; and whether two are the same.
-
-A checkpoint keeps it, so that a model can be used without its dataset: the key `tokenizer` has the text of a
-tokenizer.json, or else the key `meta` has the content of meta.pkl, for characters; a meta of None: GPT-2's tokens.
-"""
+"""What ids stand for: those of a dataset, of a run, of a GPT-2; and whether two are the same."""
 
 import functools
 import os
@@ -73,7 +69,7 @@ class Tokens:
         return tokens
 
     def kept(self):
-        """What a checkpoint keeps of them."""
+        """What a checkpoint keeps, so that a model can be used without its dataset; a meta of None: GPT-2's tokens."""
         return {"tokenizer": self.tokenizer} if self.tokenizer else {"meta": self.meta}
 
     @property
@@ -87,7 +83,6 @@ class Tokens:
 
     @functools.cached_property
     def vocab_size(self):
-        """How many there are."""
         if self.tokenizer is not None:
             return self.codec.vocab_size
         return self.meta["vocab_size"] if self.meta else GPT2_VOCAB_SIZE

@@ -131,16 +131,15 @@ def write_folder(to, model, codec, tokenizer):
     from safetensors.torch import save_file
 
     sizes, eot = model.config, codec.eot  # None where no id ends a document
+    ends = {"bos_token_id": eot, "eos_token_id": eot}
     config = {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": sizes.vocab_size,
         "n_positions": sizes.block_size, "n_embd": sizes.n_embd, "n_layer": sizes.n_layer, "n_head": sizes.n_head,
         "activation_function": sizes.activation, "embd_pdrop": sizes.dropout, "attn_pdrop": sizes.dropout,
         "resid_pdrop": sizes.dropout, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-        "bos_token_id": eot, "eos_token_id": eot,
-    }  # fmt: skip
-    generation = {"bos_token_id": eot, "eos_token_id": eot}
-    if padding := [i for i in range(sizes.vocab_size) if not codec.known(i)]:
-        generation["suppress_tokens"] = padding  # ids that stand for no text, which sample.py does not draw either
+    } | ends  # fmt: skip
+    padding = [i for i in range(sizes.vocab_size) if not codec.known(i)]  # which sample.py does not draw either
+    generation = ends | {"suppress_tokens": padding or None}
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": sizes.block_size,
