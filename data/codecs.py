@@ -6,9 +6,8 @@ Every codec has vocab_size, encode(text) -> ids, decode(ids) -> text, piece(id) 
     tokenizer     the text of its tokenizer.json; None for characters and for GPT-2's tokens
     meta          the content of its meta.pkl; None but for characters
     bytes_by_id   whether piece() tells how many bytes of the original text an id stands for
-A prepare script uses two more: encode_plain(text) -> the ids (n,) of plain text, and
     cuts_at_lines whether ids depend on where a text is cut, so that it is cut at line ends (data/text_files.py)
-Each kind has its own encode_ordinary(text), ids (n,) of plain text without an error for what the vocabulary lacks.
+encode_plain(text) -> the ids (n,) of plain text, for a bin; encode_ordinary(text) is without its error and dtype.
 """
 
 import itertools
@@ -72,13 +71,13 @@ class Codec:
         return ids
 
     def encode_plain(self, text):
-        """Ids (n,) of plain text. UserError names the most frequent characters that the vocabulary lacks."""
+        """Ids (n,) of plain text, in a bin's dtype. UserError names characters that the vocabulary lacks."""
         ids = self.encode_ordinary(text)
         if missing := self.missing(text, ids):
             most = ", ".join(shown(part) for part, _ in missing.most_common(5))
             more = " and others" if len(missing) > 5 else ""
             raise UserError(f"the vocabulary has no tokens for these characters of the text: {most}{more}")
-        return ids
+        return ids.astype(dtype_of(self.vocab_size))
 
     def decode(self, ids):
         return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
@@ -100,7 +99,7 @@ class CharCodec(Codec):
         self._pieces = {i: text.encode("utf-8") for i, text in meta["itos"].items()}
 
     def encode_ordinary(self, text):
-        return np.array([self.stoi[c] for c in text if c in self.stoi], dtype=dtype_of(self.vocab_size))
+        return np.array([self.stoi[c] for c in text if c in self.stoi])
 
     def missing(self, text, ids):
         return Counter(c for c in text if c not in self.stoi)
@@ -123,7 +122,7 @@ class BPECodec(Codec):
         self._pieces = {id: token for token, id in self.ranks.items()} | {self.eot: end.encode("utf-8")}
 
     def encode_ordinary(self, text):
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype_of(self.vocab_size))
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
 
 
 def gpt2_is_cached():
@@ -188,7 +187,7 @@ class TokenizerCodec(Codec):
 
     def encode_ordinary(self, text):
         """Ids of plain text, (n,): -1 for what the vocabulary lacks, where it has no id for that."""
-        return np.array([id for _, found in self._parts(text) for id in found.ids], dtype=np.int64)
+        return np.array([id for _, found in self._parts(text) for id in found.ids])
 
     def _parts(self, text):
         """[(part, its encoding)] of the text: the whole, or, where a model takes a name in it for the end of a document
@@ -212,7 +211,7 @@ class TokenizerCodec(Codec):
         words = [
             part[start:end]
             for part, found in self._parts(text)
-            for id, (start, end) in zip(found.ids, found.offsets, strict=True) if id == self._unknown
+            for id, (start, end) in zip(found.ids, found.offsets, strict=True) if id == self._unknown and start < end
         ]  # fmt: skip
         alone = Counter(c for c in "".join(words) if self._unknown in self._encode(c).ids)
         return alone or Counter(words)  # one character may make a whole word unknown; or words are all that is known

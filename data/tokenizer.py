@@ -34,10 +34,7 @@ BYTE_OF = {character: byte for byte, character in SPELLING.items()}
 def check_vocab_size(vocab_size):
     """UserError where no tokenizer of that size can be trained here."""
     if not LEAST_VOCAB_SIZE <= vocab_size <= LARGEST_ID:
-        raise UserError(
-            f"--vocab_size={vocab_size}: must be at least {LEAST_VOCAB_SIZE}, a token for each byte and {END}, and at "
-            f"most {LARGEST_ID:,}"
-        )
+        raise UserError(f"--vocab_size={vocab_size}: must be at least {LEAST_VOCAB_SIZE}, and at most {LARGEST_ID:,}")
     require("--vocab_size", "tokenizers")
 
 
@@ -56,8 +53,7 @@ def train_tokenizer(texts, vocab_size):
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([END])
-    reached = tokenizer.get_vocab_size()
-    if reached < vocab_size:
+    if (reached := tokenizer.get_vocab_size()) < vocab_size:
         raise UserError(f"--vocab_size={vocab_size}: the text gives no more than {reached:,} tokens: give at most that")
     return tokenizer.to_str(pretty=True)
 
@@ -127,7 +123,7 @@ def _codec(content, text, where):
             import tiktoken
 
             encoding = tiktoken.Encoding("own", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
-            return BPECodec(encoding, text, end if end in added else END)
+            return BPECodec(encoding, text, end or END)
     unknown = model.get("unk_id", vocab.get(model.get("unk_token")))  # Unigram has an id, the others have a name
     return TokenizerCodec(text, where, end, unknown, _bytes if by_bytes else None)
 

@@ -74,9 +74,7 @@ def read_config(path):
 
 class WithoutInit(TorchFunctionMode):
     """A context in which new modules keep uninitialised weights: nothing is drawn, and no memory page is touched.
-
-    torch.device("meta") would do the same, but its normal_ imports the whole compiler.
-    """
+    torch.device("meta") would do the same, but its normal_ imports the whole compiler."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.nn.init.normal_, torch.nn.init.uniform_, torch.nn.init.kaiming_uniform_):
@@ -85,10 +83,8 @@ class WithoutInit(TorchFunctionMode):
 
 
 def load_weights(make_model, config, path):
-    """make_model(config), a GPT, with the weights in the safetensors file at `path`; UserError where they do not fit.
-
-    The file is memory-mapped and copied once, to float32.
-    """
+    """make_model(config), a GPT, with the weights in the safetensors file at `path`, which is memory-mapped and copied
+    once, to float32. UserError where they do not fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -113,9 +109,7 @@ def load_weights(make_model, config, path):
 
 
 def check_sizes(config, weights):
-    """ValueError unless `weights`, {name: tensor} of a GPT, have the sizes in `config`.
-
-    Call it before a model of these sizes is made. It serves checkpoints too."""
+    """ValueError unless `weights`, {name: tensor} of a GPT, have the sizes in `config`: before such a model is made."""
     for name, rows in {"wte": config.vocab_size, "wpe": config.block_size}.items():
         tensor, size = weights.get(f"transformer.{name}.weight"), (rows, config.n_embd)
         if tensor is None or tensor.shape != size:

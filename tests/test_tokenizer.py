@@ -649,13 +649,14 @@ def jsonl(path, texts):
 
 @pytest.fixture
 def documents(own, tmp_path, monkeypatch):
-    """documents() -> the ids of both splits that are made of the folder tmp_path/source, in tokens of `own`."""
+    """documents(text) -> the ids of both splits that are made of the folder tmp_path/source, in the tokens of that
+    tokenizer.json, or of `own`."""
     pytest.importorskip("datasets")
     for name in ("HF_HOME", "HF_DATASETS_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / "hf"))
-    tokenizer = write_text(tmp_path / "t.json", own)
 
-    def documents():
+    def documents(text=own):
+        tokenizer = write_text(tmp_path / "t.json", text)
         prepare_documents(str(tmp_path / "data"), str(tmp_path / "source"), "", str(tokenizer))
         return [i for split in ("train", "val") for i in np.fromfile(tmp_path / "data" / f"{split}.bin", dtype="<u2")]
 
@@ -673,6 +674,13 @@ def test_documents_without_a_text_are_left_out_and_counted_and_an_empty_text_is_
     said = capsys.readouterr().out
     assert "5 documents, 2 of them without a text: these are left out\n" in said
     assert "left out as hidden, empty or there twice: 3, the first is .hidden.jsonl\n" in said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_in_tokens_of_another_kind_have_tokenizers_ids(documents, tmp_path, kind):
+    jsonl(tmp_path / "source" / "a.jsonl", ["the cat"] * 9)
+    tokenizer, (_, eot) = hugging_face(trained(kind)), KINDS[kind]
+    assert documents(trained(kind)) == [*ids_by(tokenizer, "the cat"), *([] if eot is None else [eot])] * 9
 
 
 def test_documents_whose_texts_are_no_texts_are_one_line(documents, tmp_path):
