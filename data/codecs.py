@@ -6,12 +6,11 @@ Every codec has vocab_size, encode(text) -> ids, decode(ids) -> text, piece(id) 
     tokenizer     the text of its tokenizer.json; None for characters and for GPT-2's tokens
     meta          the content of its meta.pkl; None but for characters
     bytes_by_id   whether piece() tells how many bytes of the original text an id stands for
-A prepare script uses three more: encode_ordinary(text) -> the ids (n,) of plain text, missing(text, ids) and
-    cuts_at_lines whether ids depend on where a text is cut, so that it is cut at line ends (data/pieces.py)
+    cuts_at_lines whether ids depend on where a text is cut, so that it is cut at line ends (data/text_files.py)
+encode_plain(text) -> the ids (n,) of plain text, for a bin; encode_ordinary(text) is without its error and dtype.
 """
 
 import itertools
-import math
 import os
 import re
 import tempfile
@@ -29,7 +28,6 @@ END = "<|endoftext|>"
 GPT2_VOCAB_SIZE = 50257
 # what tiktoken calls GPT-2's encoder.json in its cache, which it stores last: the SHA-1 of its address
 GPT2_FILE = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
-NO_TOKEN = "\0no token\0"
 
 
 def bytes_of_ids(codec, vocab_size):
@@ -37,8 +35,7 @@ def bytes_of_ids(codec, vocab_size):
     ids that stand for nothing. None where an id does not tell."""
     if not codec.bytes_by_id:
         return None
-    pieces = (codec.piece(i) if codec.known(i) and i != codec.eot else b"" for i in range(vocab_size))
-    return np.array([len(piece) for piece in pieces])
+    return np.array([len(codec.piece(i)) if codec.known(i) and i != codec.eot else 0 for i in range(vocab_size)])
 
 
 def first_prompt(codec, start):
@@ -50,10 +47,6 @@ def first_prompt(codec, start):
                 said = f"no tokens for {start!r}, the default prompt: the samples begin with {text!r} (or --start=)"
                 return text, [] if text == start else [said]
     return start, []
-
-
-# ----------------------------------------------------------------------------------------------
-# codecs
 
 
 class Codec:
@@ -70,21 +63,28 @@ class Codec:
         return self._pieces[id]
 
     def encode(self, text):
-        """List of ids; the token that ends a document may stand in the text by its name. UserError names the first
-        character that the vocabulary lacks."""
+        """List of ids; the token that ends a document may be in the text by its name. UserError: encode_plain()."""
         ids = []
         for i, part in enumerate([text] if self.eot is None else text.split(self.end)):
-            found = self.encode_ordinary(part)
-            if missing := self.missing(part, found):
-                raise UserError(f"the vocabulary has no character {shown(next(iter(missing)))}")
-            ids += [self.eot, *found.tolist()] if i else found.tolist()
+            found = self.encode_plain(part).tolist()
+            ids += [self.eot, *found] if i else found
         return ids
+
+    def encode_plain(self, text):
+        """Ids (n,) of plain text, in a bin's dtype. UserError names characters that the vocabulary lacks."""
+        ids = self.encode_ordinary(text)
+        if missing := self.missing(text, ids):
+            most = ", ".join(shown(part) for part, _ in missing.most_common(5))
+            more = " and others" if len(missing) > 5 else ""
+            raise UserError(f"the vocabulary has no tokens for these characters of the text: {most}{more}")
+        return ids.astype(dtype_of(self.vocab_size))
 
     def decode(self, ids):
         return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
 
     def missing(self, text, ids):
-        """Counter of the characters of `text` that the vocabulary lacks; `ids` are those of the text."""
+        """Counter of the characters of `text` that the vocabulary lacks, or of words whose characters it all has;
+        `ids` are those of the text."""
         return Counter()
 
 
@@ -99,7 +99,7 @@ class CharCodec(Codec):
         self._pieces = {i: text.encode("utf-8") for i, text in meta["itos"].items()}
 
     def encode_ordinary(self, text):
-        return np.array([self.stoi[c] for c in text if c in self.stoi], dtype=dtype_of(self.vocab_size))
+        return np.array([self.stoi[c] for c in text if c in self.stoi])
 
     def missing(self, text, ids):
         return Counter(c for c in text if c not in self.stoi)
@@ -107,7 +107,7 @@ class CharCodec(Codec):
 
 class BPECodec(Codec):
     """Byte-pair encoding of bytes, through tiktoken: GPT-2's, or that of `encoding`, a tiktoken.Encoding that splits a
-    text as GPT-2 does. So a text can be cut without a change of its ids (data/pieces.py).
+    text as GPT-2 does. So a text can be cut without a change of its ids (data/text_files.py).
 
     `tokenizer` is the text of its tokenizer.json, `end` the name of the token that ends a document, `ranks` {a token's
     bytes: its id}. A model may have more ids than the codec (50304, GPT-2's 50257 rounded up for speed): those are not
@@ -122,7 +122,7 @@ class BPECodec(Codec):
         self._pieces = {id: token for token, id in self.ranks.items()} | {self.eot: end.encode("utf-8")}
 
     def encode_ordinary(self, text):
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype_of(self.vocab_size))
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
 
 
 def gpt2_is_cached():
@@ -161,28 +161,20 @@ class TokenizerCodec(Codec):
     def __init__(self, text, where, end, unknown, bytes_of=None):
         require(where, "tokenizers")
         from tokenizers import Tokenizer
-        from tokenizers.models import BPE
 
-        try:
-            self._tokenizer = Tokenizer.from_str(text)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # its own class of exception is no other than Exception, and a panic is none
-            raise UserError(f"{where} is not a tokenizer.json that can be read: {str(error)[:200]}") from None
-        model = self._tokenizer.model
-        if isinstance(model, BPE):
+        tokenizer = self._tokenizer = Tokenizer.from_str(text)
+        model = tokenizer.model
+        if hasattr(model, "dropout"):  # it is a BPE
             model.dropout = None
-            model.unk_token = model.unk_token or NO_TOKEN  # so it raises where it would drop a character without a word
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # <|endoftext|> in a text is plain text
-        vocab = self._tokenizer.get_vocab()
-        if not vocab:
-            raise UserError(f"{where} has no tokens")
+            model.unk_token = model.unk_token or "\0no token\0"  # so it raises where it would drop a character silently
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # <|endoftext|> in a text is plain text
+        vocab = tokenizer.get_vocab()
         self.tokenizer, self.end, self.eot = text, end, vocab.get(end)
         self._unknown = -1 if unknown is None else unknown
         self.vocab_size, self.bytes_by_id = max(vocab.values()) + 1, bool(bytes_of)
-        added = self._tokenizer.get_added_tokens_decoder()
+        added = tokenizer.get_added_tokens_decoder()
         special = {id for id, token in added.items() if token.special and id != self.eot} | {unknown}
         self._pieces = {
             id: bytes_of(name) if bytes_of and id not in added else name.encode("utf-8")
@@ -195,7 +187,7 @@ class TokenizerCodec(Codec):
 
     def encode_ordinary(self, text):
         """Ids of plain text, (n,): -1 for what the vocabulary lacks, where it has no id for that."""
-        return np.array([id for _, found in self._parts(text) for id in found.ids], dtype=np.int64)
+        return np.array([id for _, found in self._parts(text) for id in found.ids])
 
     def _parts(self, text):
         """[(part, its encoding)] of the text: the whole, or, where a model takes a name in it for the end of a document
@@ -219,21 +211,15 @@ class TokenizerCodec(Codec):
         words = [
             part[start:end]
             for part, found in self._parts(text)
-            for id, (start, end) in zip(found.ids, found.offsets, strict=True) if id == self._unknown
+            for id, (start, end) in zip(found.ids, found.offsets, strict=True) if id == self._unknown and start < end
         ]  # fmt: skip
-        counts = Counter("".join(words))
-        alone = Counter({c: n for c, n in counts.items() if self._unknown in self._encode(c).ids})
-        limit = getattr(self._tokenizer.model, "max_input_chars_per_word", math.inf)
-        if not alone and len(longest := max(words, key=len)) > limit:
-            raise UserError(
-                f"the tokenizer takes no word of more than {limit} characters (WordPiece's "
-                f"max_input_chars_per_word), and {longest[:20]!r}... has {len(longest):,}"
-            )
-        return alone or counts  # one character may make a whole word unknown, or words may be all that is known
+        alone = Counter(c for c in "".join(words) if self._unknown in self._encode(c).ids)
+        return alone or Counter(words)  # one character may make a whole word unknown; or words are all that is known
 
     def decode(self, ids):
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
-def shown(character):
-    return f"{character!r} (U+{ord(character):04X})"
+def shown(text):
+    """A character, or the beginning of a word, in an error."""
+    return f"{text!r} (U+{ord(text):04X})" if len(text) == 1 else repr(text[:20])

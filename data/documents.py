@@ -9,9 +9,8 @@ import numpy as np
 
 from data.bins import dtype_of
 from data.folder import locked, publish, unfinished_bins
-from data.pieces import pieces
 from data.text import CHANGED, Meter, comes_back, encode_piece, end_of_text, in_threads, pick_codec, say_end
-from data.text_files import files_below
+from data.text_files import files_below, pieces
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, require, writing
 from nanogpt.files import flush, whole_file

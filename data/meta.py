@@ -56,12 +56,8 @@ def check_meta(meta, where):
         itos = _inverse(stoi)
     if not stoi:
         return {"vocab_size": size}
-    if (
-        not all(0 <= i < size for i in itos)
-        or itos != _inverse(stoi)
-        or stoi != _inverse(itos)
-        or re.search("[\ud800-\udfff]", "".join(stoi))  # half a character, which cannot be printed
-    ):
+    agree = itos == _inverse(stoi) and stoi == _inverse(itos) and all(0 <= i < size for i in itos)
+    if not agree or re.search("[\ud800-\udfff]", "".join(stoi)):  # half a character, which cannot be printed
         raise UserError(f"{where} is not a meta.pkl: stoi and itos are no table of {size:,} characters")
     return {"vocab_size": size, "stoi": stoi, "itos": itos}
 

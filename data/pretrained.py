@@ -1,7 +1,7 @@
 """A trained model, and what its ids stand for: what --init_from means to train.py, sample.py and the tools."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from data.folder import dataset_folder
 from data.tokens import Tokens
@@ -17,8 +17,8 @@ class Pretrained:
     tokens: Tokens
     path: str  # the checkpoint, or the GPT-2's name or folder
     is_run: bool
-    dataset: str = ""  # that the run was trained on
-    remarks: list = field(default_factory=list)  # lines for the user
+    dataset: str  # that the run was trained on
+    remarks: list  # lines for the user
 
     @classmethod
     def load(cls, GPT, init_from, out_dir="", dropout=0.0):
@@ -27,21 +27,21 @@ class Pretrained:
         GPT: model.py's class. UserError where there is no such model, or it is damaged."""
         if init_from == "resume" or ckpt.has_run(init_from):
             checkpoint, path, remarks = ckpt.load_model_file(out_dir if init_from == "resume" else init_from)
-            model, tokens = GPT.from_checkpoint(checkpoint, path, dropout), Tokens.of_run(checkpoint, path)
             dataset = str(checkpoint["config"].get("dataset", ""))
-            if tokens.prepared_again(folder := dataset_folder(dataset)):
+            folder = dataset_folder(dataset)
+            model, tokens = GPT.from_checkpoint(checkpoint, path, dropout), Tokens.of_run(checkpoint, path, folder)
+            if tokens.prepared_again(folder):
                 remarks.append(f"{folder} has other tokens than the run was trained on: using those in {path}")
             return cls(model, tokens, path, True, dataset, remarks)
         if not init_from.startswith("gpt2") and not os.path.isdir(init_from):
-            also = "; train.py also scratch and auto"
-            raise UserError(f"--init_from={init_from}: takes resume, a gpt2 name or a model's folder{also}")
+            takes = "takes resume, a gpt2 name or a model's folder; train.py also scratch and auto"
+            raise UserError(f"--init_from={init_from}: {takes}")
         model = GPT.from_pretrained(init_from, {"dropout": dropout})
         tokens = Tokens.of_gpt2(init_from, model.config.vocab_size)
-        return cls(model, tokens, init_from, is_run=False)
+        return cls(model, tokens, init_from, False, "", [])
 
     @property
     def title(self):
-        """What to call it."""
         return f"the model in {self.path}" if self.is_run else f"GPT-2 weights: {self.path}"
 
     @property

@@ -10,10 +10,9 @@ from itertools import islice
 import numpy as np
 
 from data.bins import dtype_of
-from data.codecs import BPECodec, CharCodec, shown
+from data.codecs import BPECodec, CharCodec
 from data.folder import dataset_folder, write_dataset
-from data.pieces import pieces
-from data.text_files import text_chunks
+from data.text_files import pieces, text_chunks
 from data.tokenizer import check_vocab_size, codec_of_tokenizer, find_tokenizer, train_tokenizer
 from nanogpt.device import usable_cores
 from nanogpt.errors import UserError, command
@@ -168,12 +167,7 @@ def say_end(codec):
 
 def encode_piece(text, codec):
     """(ids, (n,), how many bytes of UTF-8 they stand for). UserError names the characters that the vocabulary lacks."""
-    ids = codec.encode_ordinary(text)
-    if missing := codec.missing(text, ids):
-        most = ", ".join(shown(character) for character, _ in missing.most_common(5))
-        more = " and others" if len(missing) > 5 else ""
-        raise UserError(f"the vocabulary has no tokens for these characters of the text: {most}{more}")
-    return ids, len(text.encode())
+    return codec.encode_plain(text), len(text.encode())
 
 
 def end_of_text(codec):

@@ -1,12 +1,20 @@
-"""Text files in: which ones a folder has, and their characters, in small parts."""
+"""Text files in: which ones a folder has, and their characters, in small parts; and where a text can be cut."""
 
 import os
+import re
 import sys
 
 from nanogpt.errors import UserError
 from nanogpt.text_file import decoded
 
 READ = 1 << 17  # characters read at a time
+PIECE = 1 << 17  # characters encoded at a time
+# Where a text can be cut and its parts encoded by themselves: before a blank or a line feed that a visible character
+# follows. GPT-2's pattern starts a word there in any case, since it leaves the last character of a run of white space
+# to what follows. And what stands before the cut splits as before, since the pattern takes white space at the end of a
+# text whole. ".+" is greedy: this is the last such place.
+BORDER = re.compile(r".+(?=[ \n]\S)", re.DOTALL)
+LINE_END = re.compile(r".*\n", re.DOTALL)
 
 
 def text_files(paths):
@@ -64,3 +72,23 @@ def text_chunks(paths, start=0, stop=sys.maxsize):
                     return
         if position == begin:
             raise UserError(f"{path}: the file is empty")
+
+
+def pieces(texts, at_lines=False):
+    """Cuts the concatenation of `texts` anew: the pieces' GPT-2 tokens, in a row, are those of the whole. `at_lines`:
+    it cuts at line ends, for other tokens.
+
+    A piece has about PIECE characters, and never over four times as many (tiktoken breaks down on a million blanks):
+    where two PIECEs hold no such place, as no natural text does, it ends where it stands.
+    """
+    place, pending = LINE_END if at_lines else BORDER, ""
+    for text in texts:
+        for start in range(0, len(text), PIECE):
+            pending += text[start : start + PIECE]
+            border = len(pending) >= PIECE and place.match(pending)
+            if border or len(pending) >= 2 * PIECE:
+                cut = border.end() if border else len(pending)
+                yield pending[:cut]
+                pending = pending[cut:]
+    if pending:
+        yield pending

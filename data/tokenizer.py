@@ -7,6 +7,7 @@ the library tokenizers, which encodes the other kinds, and trains. It is importe
 import json
 import os
 from contextlib import contextmanager
+from itertools import pairwise
 
 from data.codecs import END, GPT2_VOCAB_SIZE, BPECodec, CharCodec, TokenizerCodec
 from nanogpt.errors import UserError, require
@@ -33,10 +34,7 @@ BYTE_OF = {character: byte for byte, character in SPELLING.items()}
 def check_vocab_size(vocab_size):
     """UserError where no tokenizer of that size can be trained here."""
     if not LEAST_VOCAB_SIZE <= vocab_size <= LARGEST_ID:
-        raise UserError(
-            f"--vocab_size={vocab_size}: must be at least {LEAST_VOCAB_SIZE}, a token for each byte and {END}, and at "
-            f"most {LARGEST_ID:,}"
-        )
+        raise UserError(f"--vocab_size={vocab_size}: must be at least {LEAST_VOCAB_SIZE}, and at most {LARGEST_ID:,}")
     require("--vocab_size", "tokenizers")
 
 
@@ -44,21 +42,18 @@ def train_tokenizer(texts, vocab_size):
     """The text of a tokenizer.json: a byte-level BPE of `vocab_size` tokens in all, trained on `texts`, which GPT-2's
     pattern splits. The same texts give the same tokenizer. UserError where they give fewer tokens.
 
-    <|endoftext|> has the last id; tokenizers by itself would give it the first one."""
-    check_vocab_size(vocab_size)
+    Call check_vocab_size() first. <|endoftext|> has the last id; tokenizers by itself would give it the first one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, min_frequency=2, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size - 1, min_frequency=2, initial_alphabet=by_bytes.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([END])
-    reached = tokenizer.get_vocab_size()
-    if reached < vocab_size:
+    if (reached := tokenizer.get_vocab_size()) < vocab_size:
         raise UserError(f"--vocab_size={vocab_size}: the text gives no more than {reached:,} tokens: give at most that")
     return tokenizer.to_str(pretty=True)
 
@@ -80,13 +75,14 @@ def find_tokenizer(path_or_name):
 
 @contextmanager
 def _reading(where):
-    """UserError, naming `where`, if what the block reads is not a tokenizer.json: what it needs has another form."""
+    """UserError, naming `where`, if what the block reads is damaged, or not a tokenizer.json."""
     try:
         yield
-    except UserError:
+    except (UserError, OSError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except (ValueError, RecursionError, AttributeError, LookupError, TypeError, OverflowError):
-        raise UserError(f"{where} is not a tokenizer.json: it is damaged, or of another kind") from None
+    except BaseException as error:  # tokenizers raises an Exception of no class of its own, or panics, which is none
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"{where} is not a tokenizer.json that can be read ({reason})") from None
 
 
 def codec_of_tokenizer(text, where):
@@ -127,7 +123,7 @@ def _codec(content, text, where):
             import tiktoken
 
             encoding = tiktoken.Encoding("own", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
-            return BPECodec(encoding, text, end if end in added else END)
+            return BPECodec(encoding, text, end or END)
     unknown = model.get("unk_id", vocab.get(model.get("unk_token")))  # Unigram has an id, the others have a name
     return TokenizerCodec(text, where, end, unknown, _bytes if by_bytes else None)
 
@@ -153,7 +149,7 @@ def _last_parts(token, ranks):
     """The two parts that byte-pair encoding by `ranks` joins last in making `token`; more parts where it makes none."""
     parts, rank = [bytes([byte]) for byte in token], ranks[token]
     while len(parts) > 2:
-        pairs = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
         lowest = min(pairs)
         if lowest >= rank:
             break
@@ -190,10 +186,7 @@ def tokenizer_of(codec):
     """The text of the tokenizer.json of any codec."""
     if codec.tokenizer:
         return codec.tokenizer
-    return _json(_characters(codec.stoi) if isinstance(codec, CharCodec) else _gpt2s(codec.ranks))
-
-
-def _json(content):
+    content = _characters(codec.stoi) if isinstance(codec, CharCodec) else _gpt2s(codec.ranks)
     return json.dumps({"version": "1.0"} | content, ensure_ascii=False, indent=2) + "\n"
 
 
@@ -213,6 +206,6 @@ def _gpt2s(ranks):
     vocab = {spell(token): ranks[token] for token in sorted(ranks, key=ranks.get)} | {END: GPT2_SIGNS[END]}
     model = {"type": "BPE", "vocab": vocab, "merges": [[spell(part) for part in parts] for parts in _merges(ranks)]}
     flags = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
-    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
     added = [{"id": GPT2_SIGNS[END], "content": END} | flags]
     return {"added_tokens": added, "pre_tokenizer": by_bytes, "decoder": by_bytes, "model": model}

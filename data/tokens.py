@@ -1,15 +1,11 @@
-"""What ids stand for: those of a dataset, of a run, of a GPT-2; and whether two are the same.
-
-A checkpoint keeps it, so that a model can be used without its dataset: the key `tokenizer` has the text of a
-tokenizer.json, or else the key `meta` has the content of meta.pkl, for characters; a meta of None: GPT-2's tokens.
-"""
+"""What ids stand for: those of a dataset, of a run, of a GPT-2; and whether two are the same."""
 
 import functools
 import os
 from pathlib import Path
 
 from data.codecs import GPT2_VOCAB_SIZE, BPECodec, CharCodec, gpt2_is_cached
-from data.folder import dataset_folder, read_facts, tokens_path
+from data.folder import read_facts, tokens_path
 from data.meta import check_meta, read_meta
 from data.tokenizer import codec_of_tokenizer, same_tokenizer
 from nanogpt.errors import UserError
@@ -51,10 +47,10 @@ class Tokens:
         return cls(checkpoint["meta"] and check_meta(checkpoint["meta"], path), where=path)
 
     @classmethod
-    def of_run(cls, checkpoint, path):
+    def of_run(cls, checkpoint, path, folder):
         """Those that the run in `checkpoint`, read from `path`, keeps: its dataset may have been prepared again from
-        another text. Where it keeps none, those of its dataset as it is now; without it GPT-2's, as in nanoGPT."""
-        kept, folder = cls.kept_in(checkpoint, path), dataset_folder(str(checkpoint["config"].get("dataset")))
+        another text. Where it keeps none, those of its dataset's `folder` as it is now; without it GPT-2's."""
+        kept = cls.kept_in(checkpoint, path)
         if kept.known:
             return kept
         now = cls.of_dataset(folder)
@@ -73,7 +69,7 @@ class Tokens:
         return tokens
 
     def kept(self):
-        """What a checkpoint keeps of them."""
+        """What a checkpoint keeps, so that a model can be used without its dataset; a meta of None: GPT-2's tokens."""
         return {"tokenizer": self.tokenizer} if self.tokenizer else {"meta": self.meta}
 
     @property
@@ -87,7 +83,6 @@ class Tokens:
 
     @functools.cached_property
     def vocab_size(self):
-        """How many there are."""
         if self.tokenizer is not None:
             return self.codec.vocab_size
         return self.meta["vocab_size"] if self.meta else GPT2_VOCAB_SIZE
@@ -106,15 +101,10 @@ class Tokens:
 
     @property
     def codec_if_here(self):
-        """The codec; None where there is none without a network, or a library that training does not need. Says so
-        where GPT-2's has no place on this machine."""
+        """The codec; None where there is none without a network, or a library that training does not need."""
         try:
             return None if self.are_gpt2s and not gpt2_is_cached() else self.codec
-        except UserError:
-            return None
-        except OSError as error:  # no temporary folder
-            if int(os.environ.get("RANK", 0)) == 0:
-                print(f"bits per byte are not exact or not known, without GPT-2's vocabulary: {error.strerror}")
+        except (UserError, OSError):  # an OSError: there is no temporary folder, where tiktoken would look
             return None
 
     def same_as(self, other):
@@ -132,6 +122,6 @@ class Tokens:
         """Whether the dataset in `folder` has other tokens now. A broken file does not say."""
         try:
             now = Tokens.of_dataset(folder)
+            return any(Path(folder).glob("train*.bin")) and now.known and now.same_as(self) is False
         except UserError:
             return False
-        return any(Path(folder).glob("train*.bin")) and now.known and now.same_as(self) is False

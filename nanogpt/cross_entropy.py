@@ -1,4 +1,4 @@
-"""The cross-entropy of the head's logits, in nats or bits per byte. A large vocabulary's is computed in chunks of rows.
+"""The cross-entropy of the head's logits, computed in chunks of rows for a large vocabulary; and bits per byte.
 
 Logits (B T, V) and their gradient are most of a GPT-2's memory. A caller that needs no logits has at most LOSS_ROWS
 rows of them at once, and training keeps for the backward pass only what has the size of x and of the head's weight.
@@ -24,6 +24,12 @@ def bits_per_byte(nats, n_bytes):
 def mean_loss(logits, targets):
     """The mean cross-entropy in nats of logits (B, T, V) for `targets` (B, T); -1 does not count."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+
+
+def bits_per_byte(nats, n_bytes):
+    """The measure that compares losses of different tokens: `nats` of all predicted tokens, over the `n_bytes` of the
+    original text that they stand for, / ln 2. None where the bytes are not known (0 or NaN)."""
+    return nats / n_bytes / math.log(2) if n_bytes > 0 else None
 
 
 def loss_in_chunks(x, lm_head, targets):

@@ -12,6 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from nanogpt.errors import UserError, require, writing
+from nanogpt.text_file import read_text
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -48,11 +49,11 @@ def find(name_or_path):
 def read_config(path):
     """The arguments for GPTConfig, all but dropout, in a config.json; UserError where it is damaged, or describes a
     model that GPT does not compute."""
+    text = read_text(path)
     try:
-        with open(path, encoding="utf-8-sig") as f:
-            found = json.load(f)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'it is no JSON'}") from None
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: it is no JSON") from None
     if not isinstance(found, dict) or found.get("model_type") != "gpt2":
         raise UserError(f"{path} is not of a GPT-2: its model_type is not gpt2")
     config = {"bias": True, "activation": found.get("activation_function", "gelu_new")}
@@ -73,9 +74,7 @@ def read_config(path):
 
 class WithoutInit(TorchFunctionMode):
     """A context in which new modules keep uninitialised weights: nothing is drawn, and no memory page is touched.
-
-    torch.device("meta") would do the same, but its normal_ imports the whole compiler.
-    """
+    torch.device("meta") would do the same, but its normal_ imports the whole compiler."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.nn.init.normal_, torch.nn.init.uniform_, torch.nn.init.kaiming_uniform_):
@@ -84,10 +83,8 @@ class WithoutInit(TorchFunctionMode):
 
 
 def load_weights(make_model, config, path):
-    """make_model(config), a GPT, with the weights in the safetensors file at `path`; UserError where they do not fit.
-
-    The file is memory-mapped and copied once, to float32.
-    """
+    """make_model(config), a GPT, with the weights in the safetensors file at `path`, which is memory-mapped and copied
+    once, to float32. UserError where they do not fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -112,9 +109,7 @@ def load_weights(make_model, config, path):
 
 
 def check_sizes(config, weights):
-    """ValueError unless `weights`, {name: tensor} of a GPT, have the sizes in `config`.
-
-    Call it before a model of these sizes is made. It serves checkpoints too."""
+    """ValueError unless `weights`, {name: tensor} of a GPT, have the sizes in `config`: before such a model is made."""
     for name, rows in {"wte": config.vocab_size, "wpe": config.block_size}.items():
         tensor, size = weights.get(f"transformer.{name}.weight"), (rows, config.n_embd)
         if tensor is None or tensor.shape != size:
@@ -130,16 +125,15 @@ def write_folder(to, model, codec, tokenizer):
     from safetensors.torch import save_file
 
     sizes, eot = model.config, codec.eot  # None where no id ends a document
+    ends = {"bos_token_id": eot, "eos_token_id": eot}
     config = {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": sizes.vocab_size,
         "n_positions": sizes.block_size, "n_embd": sizes.n_embd, "n_layer": sizes.n_layer, "n_head": sizes.n_head,
         "activation_function": sizes.activation, "embd_pdrop": sizes.dropout, "attn_pdrop": sizes.dropout,
         "resid_pdrop": sizes.dropout, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-        "bos_token_id": eot, "eos_token_id": eot, "torch_dtype": "float32",
-    }  # fmt: skip
-    generation = {"bos_token_id": eot, "eos_token_id": eot}
-    if padding := [i for i in range(sizes.vocab_size) if not codec.known(i)]:
-        generation["suppress_tokens"] = padding  # ids that stand for no text, which sample.py does not draw either
+    } | ends  # fmt: skip
+    padding = [i for i in range(sizes.vocab_size) if not codec.known(i)]  # which sample.py does not draw either
+    generation = ends | {"suppress_tokens": padding or None}
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": sizes.block_size,
@@ -149,7 +143,7 @@ def write_folder(to, model, codec, tokenizer):
     if eot is not None:
         about |= dict.fromkeys(("bos_token", "eos_token"), codec.end)
     contents = {"config": config, "generation_config": generation, "tokenizer_config": about}
-    texts = {name: json.dumps(content, ensure_ascii=False, indent=2) + "\n" for name, content in contents.items()}
+    texts = {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
     folder = os.path.abspath(to)
     temporary = f"{folder}.{os.getpid()}.tmp"  # beside it, and renamed once it is whole
     try:

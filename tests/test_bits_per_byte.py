@@ -17,7 +17,6 @@ from tokenizers import Tokenizer
 from data.dataset import Dataset
 from data.tokenizer import train_tokenizer
 from data.codecs import BPECodec, bytes_of_ids
-from nanogpt.cross_entropy import bits_per_byte
 
 CHARACTERS = "aé中😀" + "bcdfghijklmnopqrstuvwxyzäöüßñ"  # 1, 2, 3 and 4 bytes of UTF-8, and others
 
@@ -137,8 +136,3 @@ def test_without_gpt2s_vocabulary_on_disk_training_asks_no_network(monkeypatch, 
         np.arange(100, dtype=np.uint16).tofile(tmp_path / "data" / "words" / f"{split}.bin")
     by_id = Dataset("words", 8).bytes_by_id(50304, "cpu")
     assert by_id.shape == (50304,) and by_id.isnan().all()
-    assert bits_per_byte(5.0, 0.0) is None and bits_per_byte(5.0, math.nan) is None
-
-
-def test_as_many_bits_as_bytes_are_one_bit_per_byte():
-    assert bits_per_byte(15 * math.log(2), 15.0) == pytest.approx(1.0)

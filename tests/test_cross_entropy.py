@@ -1,4 +1,6 @@
-"""nanogpt/cross_entropy.py: the loss of a large vocabulary, in chunks, against torch's own."""
+"""nanogpt/cross_entropy.py: the loss of a large vocabulary, in chunks, against torch's own; and bits per byte."""
+
+import math
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
 from nanogpt import cross_entropy
-from nanogpt.cross_entropy import ChunkedCrossEntropy, token_losses
+from nanogpt.cross_entropy import ChunkedCrossEntropy, bits_per_byte, token_losses
 
 
 def losses_and_gradients(x, weight, targets, dtype):
@@ -159,3 +161,8 @@ def test_without_gradients_the_loss_alone_computes_none_in_training_mode_either(
             model(x, y)
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 2 * 64 * 16 * 9000
+
+
+def test_as_many_bits_as_bytes_are_one_bit_per_byte():
+    assert bits_per_byte(15 * math.log(2), 15.0) == pytest.approx(1.0)
+    assert bits_per_byte(5.0, 0.0) is None and bits_per_byte(5.0, math.nan) is None

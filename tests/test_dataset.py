@@ -156,7 +156,7 @@ def test_a_tokenizer_json_that_another_program_wrote_counts(prepared, own, width
 def start_remark(data, path, vocab_size, is_run=False):
     """What is said where the run on `data` starts from a model of `vocab_size` ids in `path`."""
     model = SimpleNamespace(config=SimpleNamespace(vocab_size=vocab_size))
-    return data.start_remark(Pretrained(model, Tokens.of_gpt2(str(path), vocab_size), str(path), is_run))
+    return data.start_remark(Pretrained(model, Tokens.of_gpt2(str(path), vocab_size), str(path), is_run, "", []))
 
 
 def test_a_gpt2s_folder_with_other_tokens_is_one_line_or_said(prepared, own, tmp_path):

@@ -23,11 +23,13 @@ from transformers import PreTrainedTokenizerFast
 from data import text as data_text
 from data.documents import prepare_documents
 from data.folder import locked
-from data.pieces import pieces as cut_in_pieces
+from data.text_files import pieces as cut_in_pieces
 from data.streaming import stream_text
 from data.codecs import BPECodec, CharCodec, TokenizerCodec
 from data.text import pick_codec
-from data.tokenizer import codec_of_tokenizer, find_tokenizer, same_tokenizer, tokenizer_of, train_tokenizer
+from data.tokenizer import (
+    check_vocab_size, codec_of_tokenizer, find_tokenizer, same_tokenizer, tokenizer_of, train_tokenizer
+)  # fmt: skip
 from nanogpt.errors import UserError
 
 END = "<|endoftext|>"
@@ -129,7 +131,7 @@ def test_endoftext_in_a_corpus_is_plain_text_and_in_a_prompt_the_token(own):
 @pytest.mark.parametrize("size", [256, 1, 0, -5, 1 << 30])
 def test_a_vocabulary_size_that_cannot_be_is_one_line(size):
     with pytest.raises(UserError, match=f"--vocab_size={size}"):
-        train_tokenizer([TEXT], size)
+        check_vocab_size(size)
 
 
 def test_a_vocabulary_larger_than_the_text_gives_says_the_size_reached():
@@ -149,7 +151,7 @@ def test_a_long_text_is_taken_evenly_and_this_is_said(tmp_path, monkeypatch, cap
     lines = [f"{i:07d} words of a line\n" for i in range(40_000)]
     path = write_text(tmp_path / "a.txt", "".join(lines))
     monkeypatch.setattr(data_text, "TRAIN_BYTES", 200_000)
-    monkeypatch.setattr("data.pieces.PIECE", 5_000)
+    monkeypatch.setattr("data.text_files.PIECE", 5_000)
     n = 36_000 * 24
     taken = list(data_text._training_texts([str(path)], n, n))
     assert 150_000 < sum(map(len, taken)) <= 200_000
@@ -310,7 +312,7 @@ def test_unknown_characters_are_named_and_counted(kind):
     text = "aab ж b жж ☃ ab"
     assert {c: n for c, n in codec.missing(text, codec.encode_ordinary(text)).items() if c != "▁"} == {"ж": 3, "☃": 1}
     assert not codec.missing("ab b", codec.encode_ordinary("ab b"))
-    with pytest.raises(UserError, match=r"no character 'ж' \(U\+0436\)"):
+    with pytest.raises(UserError, match=r"no tokens for these characters of the text: 'ж' \(U\+0436\)"):
         codec.encode("aж")
 
 
@@ -346,12 +348,13 @@ def test_bpe_dropout_is_told(own, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_word_longer_than_wordpiece_takes_is_named_as_such():
+def test_a_word_longer_than_wordpiece_takes_is_named():
     text = edited(trained("WordPiece"), lambda c: c["model"].update(max_input_chars_per_word=30))
     codec = codec_of_tokenizer(text, "x")
     assert not codec.missing("the cat " + "a" * 30, codec.encode_ordinary("the cat " + "a" * 30))
-    with pytest.raises(UserError, match="no word of more than 30 characters.*'aaaaaaaaaaaaaaaaaaaa'... has 31"):
-        codec.missing("the cat " + "a" * 31, codec.encode_ordinary("the cat " + "a" * 31))
+    assert codec.missing("the cat " + "a" * 31, codec.encode_ordinary("the cat " + "a" * 31)) == {"a" * 31: 1}
+    with pytest.raises(UserError, match="no tokens for these characters of the text: 'aaaaaaaaaaaaaaaaaaaa'$"):
+        codec.encode("the cat " + "a" * 31)
 
 
 def test_a_byte_order_mark_before_a_tokenizer_json_is_read_over(own, tmp_path):
@@ -481,7 +484,7 @@ def test_a_missing_library_is_one_line(monkeypatch, own):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     codec_of_tokenizer(own, "x")  # needs tiktoken alone
     with pytest.raises(UserError, match="pip install tokenizers"):
-        train_tokenizer([TEXT], 300)
+        check_vocab_size(300)
     with pytest.raises(UserError, match="pip install tokenizers"):
         codec_of_tokenizer(edited(own, reversed_merges), "x")
 
@@ -646,13 +649,14 @@ def jsonl(path, texts):
 
 @pytest.fixture
 def documents(own, tmp_path, monkeypatch):
-    """documents() -> the ids of both splits that are made of the folder tmp_path/source, in tokens of `own`."""
+    """documents(text) -> the ids of both splits that are made of the folder tmp_path/source, in the tokens of that
+    tokenizer.json, or of `own`."""
     pytest.importorskip("datasets")
     for name in ("HF_HOME", "HF_DATASETS_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / "hf"))
-    tokenizer = write_text(tmp_path / "t.json", own)
 
-    def documents():
+    def documents(text=own):
+        tokenizer = write_text(tmp_path / "t.json", text)
         prepare_documents(str(tmp_path / "data"), str(tmp_path / "source"), "", str(tokenizer))
         return [i for split in ("train", "val") for i in np.fromfile(tmp_path / "data" / f"{split}.bin", dtype="<u2")]
 
@@ -670,6 +674,13 @@ def test_documents_without_a_text_are_left_out_and_counted_and_an_empty_text_is_
     said = capsys.readouterr().out
     assert "5 documents, 2 of them without a text: these are left out\n" in said
     assert "left out as hidden, empty or there twice: 3, the first is .hidden.jsonl\n" in said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_in_tokens_of_another_kind_have_tokenizers_ids(documents, tmp_path, kind):
+    jsonl(tmp_path / "source" / "a.jsonl", ["the cat"] * 9)
+    tokenizer, (_, eot) = hugging_face(trained(kind)), KINDS[kind]
+    assert documents(trained(kind)) == [*ids_by(tokenizer, "the cat"), *([] if eot is None else [eot])] * 9
 
 
 def test_documents_whose_texts_are_no_texts_are_one_line(documents, tmp_path):

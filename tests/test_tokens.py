@@ -9,7 +9,7 @@ from conftest import write_synthetic
 
 from data.codecs import BPECodec
 from data.dataset import Dataset
-from data.folder import write_dataset
+from data.folder import dataset_folder, write_dataset
 from data.tokenizer import tokenizer_of, train_tokenizer
 from data.tokens import Tokens
 from nanogpt.errors import UserError
@@ -29,8 +29,8 @@ def dataset(tmp_path, monkeypatch):
 
 
 def of_run(vocab_size=3, **kept):
-    checkpoint = {"config": {"dataset": "mine"}, "model_args": {"vocab_size": vocab_size}}
-    return Tokens.of_run(checkpoint | kept, "out/ckpt.pt")
+    checkpoint = {"model_args": {"vocab_size": vocab_size}}
+    return Tokens.of_run(checkpoint | kept, "out/ckpt.pt", dataset_folder("mine"))
 
 
 def test_the_checkpoints_characters_come_before_the_data_folders(dataset):
@@ -40,7 +40,7 @@ def test_the_checkpoints_characters_come_before_the_data_folders(dataset):
     assert tokens.prepared_again(str(folder))
 
 
-def test_without_a_temporary_folder_gpt2s_tokens_have_no_codec_and_this_is_said(dataset, tmp_path, monkeypatch, capsys):
+def test_without_a_temporary_folder_gpt2s_tokens_have_no_codec(dataset, tmp_path, monkeypatch):
     def none_usable():
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
 
@@ -50,7 +50,6 @@ def test_without_a_temporary_folder_gpt2s_tokens_have_no_codec_and_this_is_said(
     write_dataset(str(tmp_path / "data" / "mine"), [(np.array([0, 1]), 6)], [(np.array([2, 3, 4]), 12)], 50257)
     by_id = Dataset("mine", 1).bytes_by_id(50304, "cpu")
     assert by_id.shape == (50304,) and (by_id == 4).all()  # by dataset.json: 12 bytes are 3 tokens
-    assert capsys.readouterr().out.count("No usable temporary directory found") == 1
 
 
 @pytest.mark.parametrize("here", [ABC, ABC | {"vocab_size": 9}, {"vocab_size": 3}, {"vocab_size": 7}])
@@ -68,6 +67,12 @@ def test_without_a_readable_meta_the_checkpoints_serves(dataset, content):
         (folder / "meta.pkl").write_bytes(content)
     tokens = of_run(meta=ABC)
     assert tokens.codec.decode([2]) == "é" and not tokens.prepared_again(str(folder)) and not os.path.exists("it_ran")
+
+
+def test_a_broken_tokenizer_json_does_not_say_that_the_dataset_was_prepared_again(dataset, own):
+    folder = dataset(None)
+    (folder / "tokenizer.json").write_text("{")
+    assert not of_run(260, tokenizer=own).prepared_again(str(folder))
 
 
 def test_a_dataset_prepared_again_in_gpt2s_tokens_is_known(dataset):

@@ -235,8 +235,8 @@ def encode_rows(runs):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from data.bins import open_bin
-    from data.pieces import pieces
     from data.codecs import BPECodec, TokenizerCodec
+    from data.text_files import pieces
     from data.tokenizer import codec_of_tokenizer, train_tokenizer
     from data.tokens import Tokens
 

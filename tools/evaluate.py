@@ -20,10 +20,9 @@ from configurator import configure
 from data.bins import check_ids
 from data.codecs import bytes_of_ids
 from data.dataset import Dataset
-from data.pieces import pieces
 from data.pretrained import Pretrained
 from data.text import Meter, encode_piece
-from data.text_files import text_chunks
+from data.text_files import pieces, text_chunks
 from model import GPT
 from nanogpt import device as devices
 from nanogpt.distributed import Processes

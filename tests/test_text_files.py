@@ -1,4 +1,4 @@
-"""data/pieces.py: where a text is cut."""
+"""data/text_files.py: where a text is cut. What else is in it: test_text.py."""
 
 import random
 import string
@@ -6,9 +6,9 @@ import string
 import pytest
 from prepare_scripts import SHAKESPEARE, needs_bpe, needs_shakespeare, tiktoken_gpt2
 
-from data import pieces as data_pieces
+from data import text_files
 from data.codecs import BPECodec
-from data.pieces import pieces as cut_in_pieces
+from data.text_files import pieces as cut_in_pieces
 
 
 def encoded_in_pieces(texts):
@@ -20,7 +20,7 @@ def encoded_in_pieces(texts):
 @needs_bpe
 @pytest.mark.parametrize("seed", range(40))
 def test_a_text_in_pieces_has_the_tokens_of_the_whole(monkeypatch, seed):
-    monkeypatch.setattr(data_pieces, "PIECE", 64)
+    monkeypatch.setattr(text_files, "PIECE", 64)
     rng = random.Random(seed)
     # words and white space of every kind, none of them so long that a piece must end inside one
     odd = ["\t", "\r\n", "\xa0", "\u3000", "\x1c", "\x85", "\u2028", "\v", "\u200b"]
@@ -56,7 +56,7 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(monkeypatch, seed):
 @needs_shakespeare
 @pytest.mark.parametrize("size", [1000, 1 << 17])
 def test_tiny_shakespeare_in_pieces_has_the_tokens_of_the_whole(monkeypatch, size):
-    monkeypatch.setattr(data_pieces, "PIECE", size)
+    monkeypatch.setattr(text_files, "PIECE", size)
     with open(SHAKESPEARE, encoding="utf-8") as f:
         text = f.read()
     pieces, tokens = encoded_in_pieces([text])
