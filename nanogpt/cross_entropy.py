@@ -14,13 +14,6 @@ LOSS_ROWS = 2048
 CPU_SOFTMAX_ROWS = 32
 
 
-def bits_per_byte(nats, n_bytes):
-    """What compares losses of different tokens: `nats` in all, over the `n_bytes` of text that they stand for, / ln 2.
-
-    None where the bytes are not known (0 or NaN)."""
-    return nats / n_bytes / math.log(2) if n_bytes > 0 else None
-
-
 def mean_loss(logits, targets):
     """The mean cross-entropy in nats of logits (B, T, V) for `targets` (B, T); -1 does not count."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)

@@ -19,8 +19,10 @@ def read_text(path, name=None):
     try:
         with open(path, "rb") as f:
             return "".join(decoded(f, name))
-    except OSError as error:
-        raise UserError(f"{name}: {error.strerror}") from None
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # a ValueError: a path with a NUL in it
+        raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def decoded(f, name, size=-1):
