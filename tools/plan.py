@@ -137,8 +137,8 @@ if capacity:
     rows.append([f"largest batch_size in {capacity / 2**30:.0f} GiB", *(str(n or "none") for n in fitting)])
 table(rows)
 print(f"\na checkpoint: {mib(found[0]['weights'] + found[0]['optimizer'])} MiB")
-bins = [path for path in (bin_path(data_dir, split) for split in SPLITS) if os.path.exists(path)]
-print(f"the data: {mib(sum(map(os.path.getsize, bins)))} MiB" if bins
+bins = {split: path for split in SPLITS if os.path.exists(path := bin_path(data_dir, split))}
+print(f"the data: {mib(sum(map(os.path.getsize, bins.values())))} MiB" if bins
       else f"the data: {run.dataset} is not prepared here")  # fmt: skip
 
 # ---- time and money ----------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ if run.max_seconds and left < in_all:
     ended_by = f", which max_seconds = {run.max_seconds:g} ends"
     iterations, in_all = int(iterations * left / in_all), left
 tokens = tokens_per_iter * iterations
-passes = f", {tokens / len(open_bin(bins[0])[0]):,.2f} passes over the data" if bins else ""
+passes = f", {tokens / len(open_bin(bins['train'])[0]):,.2f} passes over the data" if "train" in bins else ""
 print(f"tokens {'left' if saved else 'in all'}: {tokens:,} in {iterations:,} iterations{passes}{ended_by}")
 cost = f"; {in_all / 3600 * run.dollars_per_hour:,.2f} dollars" if run.dollars_per_hour else ""
 print(f"the run: {in_all / 3600:,.2f} hours, evaluations included, start-up and saves not{cost}")
