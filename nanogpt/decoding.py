@@ -28,18 +28,12 @@ class Step:
         self.layers = [[torch.empty(size, **kind) for _ in range(2)] for _ in range(config.n_layer)]
 
     def begin(self, generators=None):
-        """Begins new texts, with a generator for each. Returns a key for __call__(); older keys no longer serve."""
-        self.stream, self.generators = object(), generators
+        """Begins new texts, with a generator for each."""
+        self.generators = generators
         self.length, self.is_prompt = 0, True  # how many tokens the cache has; whether the next ones are the first
-        return self.stream
 
-    def __call__(self, stream, new):
-        """The next token (B, 1) after `new` (B, T): the first tokens of a window, or the one that was returned before.
-
-        Raises ValueError where another stream has begun with this step.
-        """
-        if stream is not self.stream:
-            raise ValueError("another stream has begun with this step: each needs its own")
+    def __call__(self, new):
+        """The next token (B, 1) after `new` (B, T): the first tokens of a window, or the one it returned before."""
         token = self.next_token(new.clone(memory_format=torch.contiguous_format))  # compiled code depends on strides
         self.length += new.size(1)
         self.is_prompt = False

@@ -14,8 +14,8 @@ from nanogpt.distributed import like
 from nanogpt.errors import UserError
 
 
-def make_optimizer(model, weight_decay, learning_rate, betas, device_type, optimizer="adamw"):
-    """AdamW over two groups: matrices and embeddings, with weight decay, and biases and norms, without.
+def configure_optimizers(model, weight_decay, learning_rate, betas, device_type, optimizer="adamw"):
+    """AdamW over two groups of `model`, a GPT: matrices and embeddings, with weight decay, biases and norms, without.
 
     Fused wherever torch has the kernel: one pass over the weights, no temporary copies. With `optimizer` "muon" Muon
     takes the matrices of the blocks, and AdamW the rest.
