@@ -6,11 +6,12 @@ import torch
 from torch.nn import functional as F
 
 
-def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generators=None, noise=None, allowed=None):
+def sample_token(logits, temperature=1.0, top_k=None, top_p=1.0, generators=None, noise=None, allowed=None):
     """Returns a token for each row of `logits` (B, V): (B, 1).
 
-    temperature: divides the logits; 0 takes the most likely token. top_k: draw from the k most likely tokens only.
-    top_p: draw from the smallest set of most likely tokens whose probabilities sum to top_p (arXiv:1904.09751).
+    temperature: divides the logits; 0 takes the most likely token. top_k: draw from the k most likely tokens only; 0 or
+    None: from all. top_p: draw from the smallest set of most likely tokens whose probabilities sum to top_p
+    (arXiv:1904.09751); 1: from all.
     generators: one for each row, so that its text does not depend on the other rows; None: the global generator.
     noise (B, V): drawn by exponential_() before, as torch.multinomial does; in place of generators.
     allowed (V,) bool: the tokens that may be drawn; None: all.
@@ -20,11 +21,11 @@ def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generators=Non
     if temperature < 1e-6:  # the most likely token; the division below would overflow
         return logits.argmax(-1, keepdim=True)
     logits = logits / temperature
-    if top_k is not None:
+    if top_k:
         kth_largest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < kth_largest, -math.inf)
     probs = F.softmax(logits, dim=-1)
-    if top_p is not None and top_p < 1:
+    if top_p < 1:
         sorted_probs, order = probs.sort(descending=True)
         beyond = sorted_probs.cumsum(-1) - sorted_probs >= top_p  # the tokens before have a sum of top_p already
         probs = probs.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
