@@ -49,15 +49,13 @@ advise_on_memory("try a smaller --num_samples, or --dtype=bfloat16")
 device = devices.pick_device(device)
 devices.set_up(device)
 dtype = devices.pick_dtype(dtype, device)
-compile, remark = devices.pick_compile(compile, device)
-if remark:
-    print(remark, file=sys.stderr)
+compile, compile_remark = devices.pick_compile(compile, device)
 
 # ---- the model and its tokens ------------------------------------------------------------------------------------
 
 torch.manual_seed(seed)
 trained = Pretrained.load(GPT, init_from, out_dir)
-model, codec, remarks = trained.model.eval(), trained.codec, trained.remarks
+model, codec, remarks = trained.model.eval(), trained.codec, [compile_remark, *trained.remarks]
 allowed = torch.tensor([codec.known(i) for i in range(model.config.vocab_size)], device=device)  # no padding ids
 
 if start.startswith("FILE:"):
@@ -65,7 +63,7 @@ if start.startswith("FILE:"):
 elif "start" not in settings.given and not interactive:
     start, more_remarks = first_prompt(codec, start)
     remarks += more_remarks
-for remark in remarks:
+for remark in filter(None, remarks):
     print(remark, file=sys.stderr)
 
 cast_once(model, device, getattr(torch, dtype))
