@@ -228,14 +228,12 @@ class Processes:
 
 
 def full_state(state, keep=True):
-    """`state`, dicts and lists of tensors, with each sharded tensor (DTensor) gathered on the CPU. All ranks call it.
+    """`state`, a tensor or dicts of tensors, with each sharded tensor (DTensor) gathered on the CPU. All ranks call it.
 
     Without `keep` None stands in for the gathered ones, so that this process holds only one of them at a time.
     """
     if isinstance(state, dict):
         return {key: full_state(value, keep) for key, value in state.items()}
-    if isinstance(state, list):
-        return [full_state(value, keep) for value in state]
     if hasattr(state, "full_tensor"):
         full = state.full_tensor()
         return full.cpu() if keep else None

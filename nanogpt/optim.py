@@ -129,10 +129,7 @@ class MuonWithAdamW:
 def schedule_remark(learning_rate, warmup_iters, lr_decay_iters, max_iters, min_lr, max_seconds):
     """A line if the learning rate's decay may surprise the user, else None. UserError if it is none any more."""
     if lr_decay_iters == 0 and max_seconds:
-        raise UserError(
-            "--lr_decay_iters=0 with --max_seconds: the learning rate does not follow the clock any more: "
-            "give the iteration at which the decay ends"
-        )
+        raise UserError("--lr_decay_iters=0 does not follow the clock any more: give the iteration at which decay ends")
     if warmup_iters >= max_iters > 0:
         return (
             f"the warm-up of {warmup_iters} iterations does not end before max_iters = {max_iters}, so the learning "
