@@ -6,14 +6,13 @@ import torch
 from torch.nn import functional as F
 
 
-def sample_token(logits, temperature=1.0, top_k=None, top_p=1.0, generators=None, noise=None, allowed=None):
-    """Returns a token for each row of `logits` (B, V): (B, 1).
+def sample_token(logits, noise, temperature=1.0, top_k=None, top_p=1.0, allowed=None):
+    """Returns a token for each row of `logits` (B, V): (B, 1), the one that torch.multinomial would draw.
 
+    noise (B, V): drawn by exponential_(), as torch.multinomial does; None will do for temperature 0.
     temperature: divides the logits; 0 takes the most likely token. top_k: draw from the k most likely tokens only; 0 or
     None: from all. top_p: draw from the smallest set of most likely tokens whose probabilities sum to top_p
     (arXiv:1904.09751); 1: from all.
-    generators: one for each row, so that its text does not depend on the other rows; None: the global generator.
-    noise (B, V): drawn by exponential_() before, as torch.multinomial does; in place of generators.
     allowed (V,) bool: the tokens that may be drawn; None: all.
     """
     if allowed is not None:
@@ -29,12 +28,7 @@ def sample_token(logits, temperature=1.0, top_k=None, top_p=1.0, generators=None
         sorted_probs, order = probs.sort(descending=True)
         beyond = sorted_probs.cumsum(-1) - sorted_probs >= top_p  # the tokens before have a sum of top_p already
         probs = probs.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
-    if noise is not None:
-        return (probs / noise).argmax(-1, keepdim=True)
-    if generators is None:
-        return torch.multinomial(probs, 1)
-    rows = zip(probs.split(1), generators, strict=True)
-    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+    return (probs / noise).argmax(-1, keepdim=True)
 
 
 class ShortSamples:

@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
-from nanogpt.sampling import sample_token
+from nanogpt import sampling
+
+
+def sample_token(logits, *how, **more):
+    return sampling.sample_token(logits, torch.empty_like(logits).exponential_(), *how, **more)
 
 
 def test_top_k_draws_from_the_k_most_likely_and_from_all_of_them():
@@ -42,7 +46,8 @@ def test_top_p_or_top_k_off_draws_what_is_drawn_without_it():
     logits = torch.randn(3, 50)
     for top_k, kept in ((20, 20), (0, 50), (None, 50)):
         generators = [torch.Generator().manual_seed(k) for k in range(3)]
-        found = sample_token(logits, 0.8, top_k, 1.0, generators)
+        noise = [torch.empty(1, 50).exponential_(generator=generator) for generator in generators]
+        found = sampling.sample_token(logits, torch.cat(noise), 0.8, top_k, 1.0)
         generators = [torch.Generator().manual_seed(k) for k in range(3)]
         least = (logits / 0.8).topk(kept).values[:, -1:]
         probs = (logits / 0.8).masked_fill(logits / 0.8 < least, -torch.inf).softmax(-1)
