@@ -37,12 +37,12 @@ class ShortSamples:
     Each is drawn from a generator of its own, so they change no other random draw.
     """
 
-    def __init__(self, interval, data, vocab_size, seed, device):
-        """interval: iterations from one sample to the next; 0: none. data: the run's Dataset."""
+    def __init__(self, interval, tokens, vocab_size, seed, device):
+        """interval: iterations from one sample to the next; 0: none. tokens: what the run's ids stand for."""
         self.interval, self.seed, self.device = interval, seed, device
         if not interval:
             return
-        self.codec = codec = data.codec
+        self.codec = codec = tokens.codec
         known = [codec.known(id) for id in range(vocab_size)]
         self.allowed = torch.tensor(known, device=device)
         self.first = next((id for id in range(vocab_size) if known[id] and codec.piece(id) == b"\n"), known.index(True))
