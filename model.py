@@ -194,9 +194,7 @@ class GPT(nn.Module):
         self.config.block_size = block_size
         self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
 
-    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer="adamw"):
-        """The optimizer of this model: AdamW, or "muon". See nanogpt/optim.py."""
-        return optim.make_optimizer(self, weight_decay, learning_rate, betas, device_type, optimizer)
+    configure_optimizers = optim.configure_optimizers  # a method with nanoGPT's arguments, and `optimizer`
 
     def get_num_params(self, non_embedding=True):
         """How many parameters there are; the token embeddings count, because they are the head's weights too."""
@@ -218,8 +216,8 @@ class GPT(nn.Module):
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
         """`idx` (B, T) with `max_new_tokens` sampled tokens appended: (B, T + max_new_tokens). See stream()."""
-        options |= {"temperature": temperature, "top_k": top_k}
-        return torch.cat([idx, *self.stream(idx, max_new_tokens, **options)], dim=1)
+        tokens = self.stream(idx, max_new_tokens, temperature=temperature, top_k=top_k, **options)
+        return torch.cat([idx, *tokens], dim=1)
 
     @torch.no_grad()
     def stream(self, idx, max_new_tokens, window_step=1, generators=None, step=None, **options):
@@ -235,9 +233,10 @@ class GPT(nn.Module):
         """
         size = self.config.block_size
         step = step or decoding.make_step(self, len(idx), **options)
-        key, new = step.begin(generators), idx[:, -size:]
+        step.begin(generators)
+        new = idx[:, -size:]
         for _ in range(max_new_tokens):
-            new = step(key, new)
+            new = step(new)
             idx = torch.cat([idx, new], dim=1)
             yield new
             if step.length == size:  # the window moves: compute it again

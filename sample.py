@@ -48,7 +48,7 @@ if not 0 < top_p <= 1:
     raise UserError(f"--top_p={top_p}: must be above 0 and at most 1")
 advise_on_memory("try a smaller --num_samples, or --dtype=bfloat16")
 device = devices.pick_device(device)
-device_type = devices.set_up(device)
+devices.set_up(device)
 dtype = devices.pick_dtype(dtype, device)
 say = functools.partial(print, file=sys.stderr)
 compile = devices.pick_compile(compile, device, say)
@@ -101,8 +101,8 @@ def write(text, generators):
 
 
 with devices.autocast(device, dtype):
-    how = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "allowed": allowed}
-    step = make_step(model, 1 if interactive else num_samples, **how)  # one for all prompts
+    batch = 1 if interactive else num_samples
+    step = make_step(model, batch, temperature=temperature, top_k=top_k, top_p=top_p, allowed=allowed)
     if interactive:
         for k, line in enumerate(stdin_lines()):
             try:

@@ -182,7 +182,7 @@ autocast = devices.autocast(device, dtype)
 autocast_step = devices.autocast(device, dtype, cache=False)  # a forward pass uses each weight once
 mode = devices.compile_mode(device_type, world_size, micro_steps, model.get_num_params() * tokens_per_iter)
 # what computes: the model compiled, where that is on, and in DDP, where there are several processes
-train_model = processes.wrap_ddp(torch.compile(model, mode=mode) if compile else model, sharding, device)
+train_model = processes.wrap_ddp(torch.compile(model, mode=mode) if compile else model, sharding)
 folder.prepare(resumed=bool(saved))  # locks out_dir; a new run moves an older one's files aside
 batch, evaluated = folder.restore_point(saved, device, windows)
 log = run_log.RunLog(folder, iter_num, evaluated, tensorboard_log, wandb_log, project=wandb_project,

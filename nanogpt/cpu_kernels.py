@@ -47,8 +47,7 @@ plain_attention = False  # a CPU uses torch's plain kernel; devices.pick_attenti
 def attention(q, k, v, dropout_p=0.0, bias=None):
     """Causal attention of q (B, nh, T, hs) over k and v (B, nh, S, hs): (B, nh, T, hs), by this device's best kernel.
 
-    Either S = T, or T = 1: a single query that sees all S keys, its scores plus `bias` (1, S). devices.pick_attention()
-    may have chosen the kernel.
+    Either S = T, or T = 1: a single query that sees all S keys, its scores plus `bias` (1, S).
     """
     if q.size(2) == 1:
         with torch.autocast(q.device.type, enabled=False):  # a CPU's cache is float32, whatever q is

@@ -26,33 +26,40 @@ class Step:
         size = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
         kind = {"dtype": torch.float32 if weight.is_cpu else product_dtype(weight), "device": weight.device}
         self.layers = [[torch.empty(size, **kind) for _ in range(2)] for _ in range(config.n_layer)]
+        greedy = how.get("temperature", 1.0) < 1e-6  # as in sample_token(): it draws nothing
+        self.noise = None if greedy else torch.empty(batch, config.vocab_size, device=weight.device)
 
     def begin(self, generators=None):
-        """Begins new texts, with a generator for each. Returns a key for __call__(); older keys no longer serve."""
-        self.stream, self.generators = object(), generators
+        """Begins new texts: with a generator for each, which then does not depend on the others, or the global one."""
+        self.generators = generators
         self.length, self.is_prompt = 0, True  # how many tokens the cache has; whether the next ones are the first
-        return self.stream
 
-    def __call__(self, stream, new):
-        """The next token (B, 1) after `new` (B, T): the first tokens of a window, or the one that was returned before.
-
-        Raises ValueError where another stream has begun with this step.
-        """
-        if stream is not self.stream:
-            raise ValueError("another stream has begun with this step: each needs its own")
+    def __call__(self, new):
+        """The next token (B, 1) after `new` (B, T): the first tokens of a window, or the one it returned before."""
+        if self.noise is not None:  # drawn here, since a CUDA graph cannot
+            rows = self.noise.split(1) if self.generators else [self.noise]
+            for row, generator in zip(rows, self.generators or [None], strict=True):
+                row.exponential_(generator=generator)
         token = self.next_token(new.clone(memory_format=torch.contiguous_format))  # compiled code depends on strides
         self.length += new.size(1)
         self.is_prompt = False
         return token
 
     def next_token(self, new):
-        return self.compute(new, generators=self.generators)[1]
+        return self.compute_checked(new)[1]
 
-    def compute(self, new, **random):
-        """(logits (B, V), float32, next token). random: generators or noise, of sample_token()."""
+    def compute_checked(self, new):
+        """As compute(). RuntimeError where no token can be drawn."""
+        logits, token = self.compute(new)
+        if self.noise is not None and not logits.isfinite().all():
+            raise RuntimeError("the model's logits are not finite")
+        return logits, token
+
+    def compute(self, new):
+        """(logits (B, V), float32, next token)."""
         fills_window = new.size(1) == self.model.config.block_size  # then there is no room for another token
         logits = self.model(new, cache=None if fills_window else self)[0][:, -1].float()
-        return logits, sample_token(logits, **self.how, **random)
+        return logits, sample_token(logits, self.noise, **self.how)
 
     def extend(self, T):
         """(positions, layers) for T tokens more: one, or the first ones of a window.
@@ -81,8 +88,7 @@ class GraphStep(Step):
     """A step on CUDA. A GPU computes it faster than the host launches its operations, and a graph is one launch.
 
     A shape (tokens given, positions attended to) runs without a graph the first time, in which cuBLAS chooses its
-    kernels, and becomes a graph the second time. Prompts do not: each has its own length. Random numbers are drawn
-    before, in the order of torch.multinomial, so that a text keeps its seed.
+    kernels, and becomes a graph the second time. Prompts do not: each has its own length.
 
     A graph fixes every address and every number of the host, so the position of a single token is on the device. Such
     a token attends to a whole span of positions: 128, 256, ..., block_size, a graph each. A bias hides those that are
@@ -96,8 +102,6 @@ class GraphStep(Step):
         device = buffer.device
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.places = torch.arange(model.config.block_size, device=device)
-        greedy = how.get("temperature", 1.0) < 1e-6  # as in sample_token(): it draws nothing
-        self.noise = None if greedy else torch.empty(batch, model.config.vocab_size, device=device)
         self.seen, self.graphs, self.pool, self.works = set(), {}, None, True
 
     def span(self):
@@ -115,35 +119,29 @@ class GraphStep(Step):
 
     def next_token(self, new):
         self.position.fill_(self.length)
-        if self.noise is not None:  # what torch.multinomial would draw for each row
-            rows = self.noise.split(1) if self.generators else [self.noise]
-            for row, generator in zip(rows, self.generators or [None], strict=True):
-                row.exponential_(generator=generator)
         shape = new.size(1), self.span()
         if shape in self.graphs:
             graph, given, token = self.graphs[shape]
             given.copy_(new)
             graph.replay()
             return token.clone()  # the next replay writes there
-        logits, token = self.compute_uncached(new)
-        if self.noise is not None and logits.isnan().any():
-            raise RuntimeError("the model's logits are not numbers")
+        logits, token = self.compute_checked(new)
         if self.works and not self.is_prompt and shape in self.seen:
             self.record(shape, new, logits)
         self.seen.add(shape)
         return token
 
-    def compute_uncached(self, new):
-        """compute(), but autocast keeps no cast weight: a graph would read it after autocast had freed it."""
+    def compute(self, new):
+        """As Step.compute(), but autocast keeps no cast weight: a graph would read it after autocast had freed it."""
         kind = new.device.type
         with torch.autocast(kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False):
-            return self.compute(new, noise=self.noise)
+            return super().compute(new)
 
     def record(self, shape, new, expected):
         """Makes the graph of a shape, if its first replay gives the logits `expected`. Else there will be no more."""
         eps = max(torch.finfo(self.layers[0][0].dtype).eps, 2**-10)  # TF32's
         try:
-            graph, (logits, token) = capture(lambda: self.compute_uncached(new), new.device, self.pool)
+            graph, (logits, token) = capture(lambda: self.compute(new), new.device, self.pool)
             logits.zero_()  # so that a graph without operations is found out
             graph.replay()
             if not torch.allclose(logits, expected, rtol=0, atol=8 * eps * expected.abs().max().item()):
@@ -153,7 +151,7 @@ class GraphStep(Step):
             self.works = False
             reason = str(error).partition("\n")[0]
             print(f"a CUDA graph does not work here ({reason}): sampling continues without, slower", file=sys.stderr)
-            self.compute_uncached(new)  # writes its keys and values again
+            self.compute(new)  # writes its keys and values again
 
 
 def capture(function, device, pool):

@@ -53,10 +53,12 @@ def set_up(device, local_world_size=1):
     return device_type
 
 
-def fast_bfloat16():
-    """Whether this CPU multiplies bfloat16 faster than float32."""
+def fast_bfloat16(device="cpu"):
+    """Whether `device` multiplies bfloat16 itself, and so faster than float32."""
+    if device.startswith("cuda"):  # not before Ampere
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return device == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def pick_dtype(dtype, device):
@@ -65,21 +67,19 @@ def pick_dtype(dtype, device):
         return dtype
     if dtype != "auto":
         raise UserError(f"--dtype={dtype}: takes auto, float32, bfloat16 or float16")
-    if device.startswith("cuda"):
-        # before Ampere, bfloat16 is emulated and slower than float16 on the tensor cores
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if device == "cpu" and fast_bfloat16() else "float32"
+    if fast_bfloat16(device):
+        return "bfloat16"
+    return "float16" if device.startswith("cuda") else "float32"
 
 
 def emulation_remark(dtype, device):
     """A line where `device` only emulates `dtype`, else None."""
-    native = True
-    if device == "cpu" and dtype != "float32":
-        found = torch.cpu.get_capabilities()
-        native = fast_bfloat16() if dtype == "bfloat16" else found.get("avx512_fp16") or found.get("amx_fp16")
-        native = native or found.get("architecture") != "x86_64"  # of other CPUs torch cannot tell
-    elif device.startswith("cuda") and dtype == "bfloat16":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    unknown = device == "mps" or (device == "cpu" and found.get("architecture") != "x86_64")  # torch cannot tell
+    if dtype == "float32" or unknown:
+        return None
+    fast_float16 = device != "cpu" or found.get("avx512_fp16") or found.get("amx_fp16")
+    native = fast_bfloat16(device) if dtype == "bfloat16" else fast_float16
     return None if native else f"this {device} only emulates {dtype}: --dtype=float32 is many times faster here"
 
 
@@ -151,14 +151,13 @@ def pick_attention(attention, device, dtype):
 def set_deterministic(deterministic):
     """If `deterministic`, torch uses algorithms that give the same digits each time. Comes before the first product.
 
-    Under it flash and efficient attention have a deterministic backward pass, and cuDNN's attention, which has none, is
-    not chosen. Source: ATen/native/transformers/cuda/ in torch, attention_backward.cu and sdp_utils.cpp.
+    Flash and efficient attention then have a deterministic backward pass, and cuDNN's, which has none, is not chosen.
+    Source: ATen/native/transformers/cuda/ in torch, attention_backward.cu and sdp_utils.cpp.
     """
     if not deterministic:
         return
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for this
     torch.use_deterministic_algorithms(True)  # torch.compile then does not choose kernels by their speed
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def packs_weights(device, dtype):
@@ -198,11 +197,10 @@ def keep_freed_memory():
     fifth of a GPT-2's iteration on a CPU. Other C libraries do not have this call, or do not need it.
     """
     if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
-        libc.mallopt(M_MMAP_MAX, 0)  # from the heap, however large
-        libc.mallopt(M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
-        libc.mallopt(M_TOP_PAD, 1 << 26)
+        set_option = ctypes.CDLL(None).mallopt  # options: malloc.h
+        set_option(-4, 0)  # M_MMAP_MAX: blocks come from the heap, however large
+        set_option(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
+        set_option(-2, 1 << 26)  # M_TOP_PAD: it grows by 64 MiB at a time
 
 
 def peak_host_bytes():

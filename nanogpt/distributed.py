@@ -15,11 +15,7 @@ from nanogpt import errors
 from nanogpt.errors import UserError
 
 # the last three are what batch systems send before the end; Windows has the first two alone
-STOP_SIGNALS = [
-    number
-    for number in signal.Signals
-    if number.name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-]
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 
 
 def pick_backend(backend, device, world_size=1):
@@ -31,7 +27,7 @@ def pick_backend(backend, device, world_size=1):
         raise UserError(f"--backend={backend}: takes auto, nccl, gloo or mpi")
     on_cuda = device.startswith("cuda")
     if backend == "auto" or world_size == 1:
-        return "nccl" if on_cuda and dist.is_available() and dist.is_nccl_available() else "gloo"
+        return "nccl" if on_cuda and dist.is_nccl_available() else "gloo"
     if backend == "nccl" and not on_cuda:
         raise UserError(f"--backend=nccl works on CUDA devices only, and this run is on {device}: use --backend=gloo")
     return backend
@@ -167,14 +163,13 @@ class Processes:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
 
-    def wrap_ddp(self, model, sharding, device):
+    def wrap_ddp(self, model, sharding):
         """The model to train. With ddp it is `model` in a wrapper that averages gradients, else `model` itself."""
         if not self.several or sharding != "ddp":
             return model
         from torch.nn.parallel import DistributedDataParallel as DDP
 
-        gpu = [device] if device.startswith("cuda") else None
-        return DDP(model, device_ids=gpu, gradient_as_bucket_view=True)  # a view: each gradient exists once
+        return DDP(model, gradient_as_bucket_view=True)  # a view: each gradient exists once
 
     def set_gradient_sync(self, train_model, last_micro_step):
         """Has the next backward pass average gradients over the processes only if it is the iteration's last."""
@@ -190,7 +185,7 @@ class Processes:
 
         A signal that was ignored when the run started stays ignored, as nohup and background jobs want it."""
         self.listens = True
-        for number in STOP_SIGNALS:
+        for number in [number for number in signal.Signals if number.name in STOP_SIGNALS]:
             found = signal.getsignal(number)
             if found in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, self._note)
@@ -233,14 +228,12 @@ class Processes:
 
 
 def full_state(state, keep=True):
-    """`state`, dicts and lists of tensors, with each sharded tensor (DTensor) gathered on the CPU. All ranks call it.
+    """`state`, a tensor or dicts of tensors, with each sharded tensor (DTensor) gathered on the CPU. All ranks call it.
 
     Without `keep` None stands in for the gathered ones, so that this process holds only one of them at a time.
     """
     if isinstance(state, dict):
         return {key: full_state(value, keep) for key, value in state.items()}
-    if isinstance(state, list):
-        return [full_state(value, keep) for value in state]
     if hasattr(state, "full_tensor"):
         full = state.full_tensor()
         return full.cpu() if keep else None

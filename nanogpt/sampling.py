@@ -6,13 +6,13 @@ import torch
 from torch.nn import functional as F
 
 
-def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generators=None, noise=None, allowed=None):
-    """Returns a token for each row of `logits` (B, V): (B, 1).
+def sample_token(logits, noise, temperature=1.0, top_k=None, top_p=1.0, allowed=None):
+    """Returns a token for each row of `logits` (B, V): (B, 1), the one that torch.multinomial would draw.
 
-    temperature: divides the logits; 0 takes the most likely token. top_k: draw from the k most likely tokens only.
-    top_p: draw from the smallest set of most likely tokens whose probabilities sum to top_p (arXiv:1904.09751).
-    generators: one for each row, so that its text does not depend on the other rows; None: the global generator.
-    noise (B, V): drawn by exponential_() before, as torch.multinomial does; in place of generators.
+    noise (B, V): drawn by exponential_(), as torch.multinomial does; None will do for temperature 0.
+    temperature: divides the logits; 0 takes the most likely token. top_k: draw from the k most likely tokens only; 0 or
+    None: from all. top_p: draw from the smallest set of most likely tokens whose probabilities sum to top_p
+    (arXiv:1904.09751); 1: from all.
     allowed (V,) bool: the tokens that may be drawn; None: all.
     """
     if allowed is not None:
@@ -20,20 +20,15 @@ def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generators=Non
     if temperature < 1e-6:  # the most likely token; the division below would overflow
         return logits.argmax(-1, keepdim=True)
     logits = logits / temperature
-    if top_k is not None:
+    if top_k:
         kth_largest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < kth_largest, -math.inf)
     probs = F.softmax(logits, dim=-1)
-    if top_p is not None and top_p < 1:
+    if top_p < 1:
         sorted_probs, order = probs.sort(descending=True)
         beyond = sorted_probs.cumsum(-1) - sorted_probs >= top_p  # the tokens before have a sum of top_p already
         probs = probs.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
-    if noise is not None:
-        return (probs / noise).argmax(-1, keepdim=True)
-    if generators is None:
-        return torch.multinomial(probs, 1)
-    rows = zip(probs.split(1), generators, strict=True)
-    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+    return (probs / noise).argmax(-1, keepdim=True)
 
 
 class ShortSamples:
@@ -42,12 +37,12 @@ class ShortSamples:
     Each is drawn from a generator of its own, so they change no other random draw.
     """
 
-    def __init__(self, interval, data, vocab_size, seed, device):
-        """interval: iterations from one sample to the next; 0: none. data: the run's Dataset."""
+    def __init__(self, interval, tokens, vocab_size, seed, device):
+        """interval: iterations from one sample to the next; 0: none. tokens: what the run's ids stand for."""
         self.interval, self.seed, self.device = interval, seed, device
         if not interval:
             return
-        self.codec = codec = data.codec
+        self.codec = codec = tokens.codec
         known = [codec.known(id) for id in range(vocab_size)]
         self.allowed = torch.tensor(known, device=device)
         self.first = next((id for id in range(vocab_size) if known[id] and codec.piece(id) == b"\n"), known.index(True))

@@ -93,15 +93,6 @@ def test_each_process_of_a_machine_takes_the_gpu_of_its_local_rank(monkeypatch):
         Processes().own_device("cuda")
 
 
-@pytest.mark.parametrize("device, expected", [("cuda:1", ["cuda:1"]), ("cpu", None)])
-def test_ddp_is_told_which_gpu(monkeypatch, device, expected):
-    monkeypatch.setenv("RANK", "0")
-    told = {}
-    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model, **options: told.update(options))
-    Processes().wrap_ddp(torch.nn.Linear(2, 2), "ddp", device)
-    assert told == {"device_ids": expected, "gradient_as_bucket_view": True}
-
-
 def test_the_auto_peak_of_a_gpu_is_that_of_its_dtype(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")

@@ -168,13 +168,11 @@ def switches():
 def restored(monkeypatch):
     """Puts torch's global switches back."""
     before, tag = switches(), torch.compiler.config.cache_key_tag
-    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     yield
     for name, enabled in before.items():
         getattr(torch.backends.cuda, f"enable_{name}")(enabled)
     torch.compiler.config.cache_key_tag, cpu_kernels.plain_attention = tag, False
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
     torch.use_deterministic_algorithms(False)
 
 
@@ -289,7 +287,6 @@ def test_deterministic_sets_all_that_belongs_to_it():
     devices.set_deterministic(True)
     assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"  # torch's documentation of use_deterministic_algorithms
-    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
     import torch._inductor.config as inductor
 
     assert inductor.deterministic

@@ -103,7 +103,7 @@ def test_a_schedule_that_does_not_fit_the_run_is_said(change, parts):
 def test_a_rate_that_followed_the_clock_in_older_versions_is_one_line_that_says_what_to_do(train, tmp_path):
     out_dir = tmp_path / "out"
     line = error_line(train(TINY, out_dir=out_dir, lr_decay_iters=0, max_seconds=5, expect=2))
-    assert "does not follow the clock any more: give the iteration at which the decay ends" in line
+    assert "does not follow the clock any more: give the iteration at which decay ends" in line
     assert not out_dir.exists()
     train(TINY, out_dir=out_dir, lr_decay_iters=0, max_seconds=5, decay_lr=False, max_iters=2)  # it has no decay
 

@@ -423,8 +423,8 @@ def test_a_config_file_of_train_serves_sample_too(sample, synthetic_run, tmp_pat
 def test_out_of_memory_names_what_sample_can_change(run, synthetic_run, project):
     (project / "exhausted.py").write_text(
         "import os, runpy, sys, torch\n"
-        "def multinomial(*args, **options):\n    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')\n"
-        "torch.multinomial = multinomial\n"
+        "def exponential_(*args, **options):\n    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')\n"
+        "torch.Tensor.exponential_ = exponential_\n"
         "sys.argv[0] = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'sample.py')\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
