@@ -19,11 +19,7 @@ COUNTS = ("nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes
 
 def clip_gradients(parameters, grad_clip):
     """Scales the gradients so that their norm is at most `grad_clip` (0: leaves them). Returns the norm before that."""
-    parameters = list(parameters)
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    if grad_clip > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, grad_clip, grad_norm)
-    return full_state(grad_norm)
+    return full_state(torch.nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf))
 
 
 class StepGuard:
@@ -33,9 +29,7 @@ class StepGuard:
     float16 the GradScaler also skips a step now and then, to find its scale.
     """
 
-    def __init__(
-        self, saved, processes, scaler, device, optimizer, sharding, spike_sigma, max_nonfinite, out_dir
-    ):  # fmt: skip
+    def __init__(self, saved, processes, scaler, device, optimizer, sharding, spike_sigma, max_nonfinite, out_dir):
         """saved: the checkpoint that the run resumes from, or {}. Others: see train.py."""
         self.processes, self.scaler, self.device, self.out_dir = processes, scaler, device, out_dir
         self.sigma, self.max_nonfinite = spike_sigma, max_nonfinite
@@ -60,17 +54,14 @@ class StepGuard:
         """Steps `optim`, through the loss scaler, unless `grad_norm` is not finite or this step is a spike.
 
         Then frees the gradients."""
-        nonfinite = skip = ~torch.isfinite(grad_norm)
-        if self.sigma:
-            nonfinite, spike = self._judge(grad_norm)
-            skip = nonfinite | spike
+        nonfinite, spike = self._judge(grad_norm) if self.sigma else (~torch.isfinite(grad_norm), False)
         if self.scaler.is_enabled():  # it skips what is not finite by itself
-            stepping = not (self.sigma and spike)
+            skip = spike
+        elif self.skips_on_device:
+            skip, optim.found_inf = False, (nonfinite | spike).float()
         else:
-            stepping = self.skips_on_device or not skip
-            if self.skips_on_device:
-                optim.found_inf = skip.float()
-        if stepping:
+            skip = nonfinite | spike
+        if not skip:
             self.scaler.step(optim)
         self.scaler.update()
         optim.zero_grad(set_to_none=True)
