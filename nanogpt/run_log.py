@@ -1,18 +1,14 @@
 """What a run tells: its start-up line, progress, log.csv, TensorBoard, Weights & Biases, and its last lines."""
 
 import csv
-import math
 import os
 import re
 import time
 
 import torch
 
-from nanogpt.checkpoint import has_run, newest
-from nanogpt.device import peak_memory
-from nanogpt.errors import UserError, command, require
+from nanogpt.errors import UserError, require
 from nanogpt.files import whole_file
-from nanogpt.progress import duration
 
 # ----------------------------------------------------------------------------------------------
 # lines for the user
@@ -27,29 +23,6 @@ def start_line(processes, device, dtype, compile, optimizer, sharding, mfu):
         f"{optimizer}, {sharding if several else 'one process'}; peak {tflops} TFLOPS ({mfu.source})"
         f"{'; mfu is per device, tokens/s over all' if several else ''}"
     )
-
-
-def step_line(iter_num, losses):
-    """The line of an evaluation, whose `losses` are {split: nats a token}, and more."""
-    return f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
-
-
-def last_lines(out_dir, progress, iter_num, device):
-    """The last lines of a run: how it has ended, and what to type next. `progress` is the run's Progress."""
-    if not progress.has_ended(iter_num):
-        resume = command("train.py", "--init_from=resume", f"--out_dir={out_dir}")
-        to_type = f"; type: {resume}" if has_run(out_dir) else ""
-        return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{to_type}"]
-    why = [f"ended by {progress.ended_by} at iteration {iter_num}"] if progress.ended_by else []
-    best = f"best val loss {progress.best_val_loss:.4f} at iteration {progress.best_iter}"
-    best += f", {progress.best_bpb:.4f} bits per byte" if progress.best_bpb is not None else ""
-    return [
-        *why,
-        f"{best if math.isfinite(progress.best_val_loss) else 'no val loss yet'}, "
-        f"{progress.tokens_seen:,} tokens seen, {duration(progress.seconds())} in all, at most {peak_memory(device)}",
-        f"to see what it writes: {command('sample.py', f'--out_dir={out_dir}')}",
-        f"to see the curves: {command('tools/plot.py', out_dir)}",
-    ]
 
 
 # ----------------------------------------------------------------------------------------------
