@@ -13,13 +13,11 @@ from nanogpt.files import lock
 
 RUN_FILES = ("ckpt.pt", "last.pt", "good.pt", "log.csv", "tensorboard")
 # where a run computes and what it is for: a resume takes these from its own command
-NOT_RESUMED = {
-    "device", "backend", "sharding", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only",
-}  # fmt: skip
+NOT_RESUMED = {"device", "backend", "sharding", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only"}
 
 
 class RunFolder:
-    """out_dir: locked, resumed from, and saved to. Every process calls these methods; only rank 0 writes."""
+    """Every process calls these methods; only rank 0 writes."""
 
     def __init__(self, out_dir, processes, read_only):
         if not out_dir:
@@ -94,7 +92,9 @@ class RunFolder:
         """Locks out_dir for writing, and moves an earlier run's files aside unless this run has `resumed` from them."""
         if self.writes:
             self.lock = self.lock or self._claim()
-            sweep(self.out_dir)
+            for name in glob.glob("*.tmp", root_dir=self.out_dir):  # what interrupted saves have left
+                if name.startswith(RUN_FILES):
+                    os.remove(os.path.join(self.out_dir, name))
             moved = None if resumed else move_aside(self.out_dir)
             if moved:
                 self.processes.say(f"an earlier run's files were in {self.out_dir}: moved to {moved}")
@@ -134,23 +134,14 @@ class RunFolder:
         points = self.processes.gather({**point, "batch": [tokens.cpu() for tokens in point["batch"]]})
         weights, moments = (full_state(part.state_dict(), keep) for part in (model, optim))
         if keep:
-            state = {"model": weights, "model_args": model.config.as_model_args(), "optimizer": moments}
-            state |= {"scaler": scaler.state_dict(), "points": points, "run_id": self.run_id, "config": config}
-            machine = {"device_type": torch.device(config["device"]).type}
-            state["machine"] = machine | {name: config[name] for name in ("dtype", "compile")}
-            checkpoint.save(state | facts, os.path.join(self.out_dir, name))
+            state = {
+                "model": weights, "model_args": model.config.as_model_args(), "optimizer": moments,
+                "scaler": scaler.state_dict(), "points": points, "run_id": self.run_id, "config": config,
+                "machine": {"device_type": torch.device(config["device"]).type, "dtype": config["dtype"],
+                            "compile": config["compile"]}, **facts,
+            }  # fmt: skip
+            checkpoint.save(state, os.path.join(self.out_dir, name))
         self.processes.wait()
-
-
-# ----------------------------------------------------------------------------------------------
-# the files in it
-
-
-def sweep(out_dir):
-    """Removes what interrupted saves have left in `out_dir`, which must be locked."""
-    for name in glob.glob("*.tmp", root_dir=out_dir):
-        if name.startswith(RUN_FILES):
-            os.remove(os.path.join(out_dir, name))
 
 
 def move_aside(out_dir):
@@ -165,26 +156,18 @@ def move_aside(out_dir):
     return folder
 
 
-# ----------------------------------------------------------------------------------------------
-# what a resume needs
-
-
 def resume_point(device, windows, batch, evaluated):
-    """What a process needs to go on exactly: generator states, the next `batch`, whether it was `evaluated` here."""
-    return {"generators": generator_states(device, windows.generator), "batch": batch, "evaluated": evaluated}
-
-
-def generator_states(device, batches):
-    """The states of all generators that a run draws from: the CPU's and the device's global ones, and `batches`."""
-    states = {"cpu": torch.get_rng_state(), "batches": batches.get_state()}
+    """What a process needs to go on exactly: the states of the CPU's and the device's global generators and that of
+    `windows`, the next `batch`, whether it was `evaluated` here."""
+    states = {"cpu": torch.get_rng_state(), "batches": windows.generator.get_state()}
     kind = torch.device(device).type
     if kind != "cpu":
         states[kind] = getattr(torch, kind).get_rng_state()
-    return states
+    return {"generators": states, "batch": batch, "evaluated": evaluated}
 
 
 def restore_generators(states, device, batches):
-    """Sets the generators to what generator_states() returned, as far as this device has them."""
+    """Sets the generators to the `states` in a resume point, as far as this device has them."""
     kind = torch.device(device).type
     try:
         torch.set_rng_state(states["cpu"])
