@@ -49,18 +49,18 @@ def _value(key, text, default, argument):
         value = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
-    if text[:1] in CURLY and text.strip(CURLY) != text and key not in OF_SAMPLES:
-        raise UserError(f"{argument}: did you mean --{key}={text.strip(CURLY)}?")
+    plain = text.strip(CURLY)
+    if plain != text and key not in OF_SAMPLES:
+        raise UserError(f"{argument}: did you mean --{key}={plain}?")
     if isinstance(default, str) and not isinstance(value, str) and default != "auto":
         value = text  # --start=1984 is a prompt
     return coerce(key, value, default, argument)
 
 
 def documented(path):
-    """{name: (default, comment)} of the settings of the script at `path`, as its source has them."""
+    """{name: [default, comment]} of the settings of the script at `path`, as its source has them."""
     source = read_text(path).partition("configure(globals()")[0]  # they stand above this call
-    lines = re.findall(r"^([a-z]\w*) = (.+?)  # (.*)$", source, re.M)
-    return {name: (default, comment) for name, default, comment in lines}
+    return {name: both for name, *both in re.findall(r"^([a-z]\w*) = (.+?)  # (.*)$", source, re.M)}
 
 
 def _print_help(namespace, names, sources):

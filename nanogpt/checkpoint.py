@@ -23,7 +23,7 @@ OPTIONAL_KEYS = {
     "data": dict, "wandb_id": (str, type(None)), "guard": dict, "evals_since_best": int, "time_over": (int, float),
     "tokenizer": str, "best_bpb": (float, type(None)),
 }  # fmt: skip
-GUARD_KEYS = ("ring", "nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes", "skipped")
+GUARD_COUNTS = ("nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes", "skipped")
 RESUMED = ("last.pt", "ckpt.pt")  # what a resume looks at
 
 
@@ -74,7 +74,7 @@ def _problem(checkpoint):
             return f"its {key} is not one"
     parts = [(checkpoint["machine"], ("device_type", "dtype", "compile"))] if "machine" in checkpoint else []
     parts += [(point, ("generators", "batch", "evaluated")) for point in checkpoint.get("points", [])]
-    parts += [(checkpoint["guard"], GUARD_KEYS)] if "guard" in checkpoint else []
+    parts += [(checkpoint["guard"], ("ring", *GUARD_COUNTS))] if "guard" in checkpoint else []
     if not all(isinstance(part, dict) and all(key in part for key in keys) for part, keys in parts):
         return "its machine, guard or points are not ones"
     if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in checkpoint["model"].items()):

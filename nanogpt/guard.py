@@ -8,13 +8,12 @@ import math
 
 import torch
 
-from nanogpt.checkpoint import newest
+from nanogpt.checkpoint import GUARD_COUNTS, newest
 from nanogpt.distributed import full_state
 from nanogpt.errors import UserError
 
 RING = 128  # the norms and losses that a new one is compared with
 NEW_LEVEL = 3  # from this skip in a row on, skipped values count in the ring: a new level is no spike
-COUNTS = ("nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes")  # each a tensor on the device
 
 
 def clip_gradients(parameters, grad_clip):
@@ -36,14 +35,13 @@ class StepGuard:
         self.skips_on_device = optimizer == "adamw" and sharding == "ddp"
         self.reads_are_free = torch.device(device).type == "cpu"
         state = saved.get("guard", {})
-        for name in COUNTS:
+        for name in GUARD_COUNTS:  # each a tensor on the device; `skipped` has what report() has said
             setattr(self, name, torch.tensor(state.get(name, 0), device=device))
         # norms and losses, the oldest first
         self.ring = state.get("ring", torch.full((2, RING), math.nan)).to(device)
         if self.ring.shape != (2, RING):
             raise UserError(f"the checkpoint's ring of norms and losses is {tuple(self.ring.shape)}")
         self.loss = 0.0  # this iteration's, summed over the micro-steps
-        self.skipped = state.get("skipped", 0)  # steps that report() has said
 
     def note_loss(self, loss):
         """Takes the loss of a micro-batch, divided by the number of micro-steps."""
@@ -124,9 +122,8 @@ class StepGuard:
         """What a checkpoint holds of this: nothing unless spike_sigma is on."""
         if not self.sigma:
             return {}
-        counts = {name: int(getattr(self, name)) for name in COUNTS}
-        return {"guard": {"ring": self.ring.cpu(), "skipped": self.skipped, **counts}}
+        return {"guard": {"ring": self.ring.cpu()} | {name: int(getattr(self, name)) for name in GUARD_COUNTS}}
 
     def summary(self):
         """The line on the whole run; if spike_sigma is off, on this process since it was started."""
-        return f"skipped steps: {self.skipped + int(self.new_nonfinite) + int(self.new_spikes)}"
+        return f"skipped steps: {int(self.skipped + self.new_nonfinite + self.new_spikes)}"
