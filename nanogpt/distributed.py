@@ -120,10 +120,10 @@ class Processes:
     # what the processes agree on
 
     def largest(self, number):
-        """The largest of the numbers that the processes call this with."""
+        """The largest of what the processes call this with, numbers or flags."""
         if not self.several:
             return number
-        flag = torch.tensor(number)
+        flag = torch.tensor(int(number))
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts)
         return flag.item()
 

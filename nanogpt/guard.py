@@ -68,10 +68,8 @@ class StepGuard:
 
     def _judge(self, grad_norm):
         """(not finite, a spike), flags on the device, of the norm and the mean loss over micro-batches and ranks."""
-        values = torch.stack((grad_norm.to(self.device), self.loss))
-        if self.processes.world_size > 1:
-            values = values / self.processes.world_size
-            self.processes.add_up(values)  # every process sees the same bits
+        values = torch.stack((grad_norm.to(self.device), self.loss)) / self.processes.world_size
+        self.processes.add_up(values)  # every process sees the same bits
         self.loss = 0.0
         variance, mean = torch.var_mean(self.ring, dim=1, correction=0)  # not E[x^2] - E[x]^2, which cancels
         finite = torch.isfinite(values).all()
@@ -109,11 +107,11 @@ class StepGuard:
         """Whether the last gradients, the weights of `model` and the last evaluation's `losses` ({} before) are finite.
 
         Says so if not. All processes agree, each for its own share of the weights."""
-        finite = self.scaler.is_enabled() or not int(self.nonfinite_in_a_row)
-        finite = finite and all(math.isfinite(losses.get(split, 0.0)) for split in ("train", "val"))
+        finite = self.scaler.is_enabled() or not self.nonfinite_in_a_row
+        finite = finite and all(math.isfinite(loss) for loss in losses.values() if loss is not None)
         own = (p.to_local() if hasattr(p, "to_local") else p for p in model.parameters())
-        finite = finite and bool(torch.stack([torch.isfinite(p).all() for p in own]).all())
-        if self.processes.largest(int(not finite)):
+        finite = finite and torch.stack([torch.isfinite(p).all() for p in own]).all()
+        if self.processes.largest(not finite):
             self.processes.say(f"{name} is not written: the loss, its gradient or a weight is not finite")
             return False
         return True

@@ -31,13 +31,13 @@ class Progress:
         self.tokens_seen = saved.get("tokens_seen", iter_num * tokens_per_iter)
         self.evals_since_best = saved.get("evals_since_best", 0)
         self.time_over = saved.get("time_over", 0.0)  # the max_seconds that ended the saved run
-        self.seconds_before, self.began = saved.get("seconds", 0.0), now()
+        self.began = now() - saved.get("seconds", 0.0)  # what passed between the processes of the run does not count
         self.ended_by, self.rate = "", None
         self.last_evaluation = None  # (iteration, time)
 
     def seconds(self):
         """How long the run has taken so far, over all its resumes."""
-        return self.seconds_before + self.now() - self.began
+        return self.now() - self.began
 
     def nothing_left(self, iter_num):
         """Whether a resume at `iter_num` has nothing to do; says why."""
@@ -57,7 +57,7 @@ class Progress:
         if not self.max_seconds:
             return False
         is_up = self.processes.rank == 0 and self.seconds() >= self.max_seconds
-        return bool(self.processes.largest(int(is_up)))
+        return bool(self.processes.largest(is_up))
 
     def note_evaluation(self, losses, iter_num, time_is_up=False):
         """Takes the {split: loss} of an evaluation, and the time. Returns whether the val loss is the best so far."""

@@ -43,11 +43,10 @@ class RunFolder:
         largest = self.processes.largest
         restarted = largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))  # each machine counts by itself
         may_have_own = self.writes and (restarted or self.run_id != "none")
-        if largest(int(may_have_own and checkpoint.peek(self.out_dir).get("run_id") == self.run_id)):
+        if largest(may_have_own and checkpoint.peek(self.out_dir).get("run_id") == self.run_id):
             return "resume"
         if init_from == "auto":
-            has_any = largest(int(self.processes.rank == 0 and checkpoint.has_run(self.out_dir)))
-            return "resume" if has_any else "scratch"
+            return "resume" if largest(self.processes.rank == 0 and checkpoint.has_run(self.out_dir)) else "scratch"
         return init_from
 
     def load(self):

@@ -100,7 +100,7 @@ class Table:
         "val_bpb",
     )  # fmt: skip
 
-    def __init__(self, path, iter_num, evaluated, say=print):
+    def __init__(self, path, iter_num, evaluated, say):
         """Continues the file before iteration `iter_num`, or after its evaluation if that is `evaluated`.
 
         Later rows are removed: the resumed run writes them again. A file that is no log is kept under another name."""
