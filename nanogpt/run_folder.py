@@ -38,8 +38,7 @@ class RunFolder:
         """What a run starts from: "scratch", "resume" (the run in out_dir), a GPT-2's name, or a model's folder.
 
         When a process dies, torchrun restarts all of them with the same command. They resume from their own
-        checkpoint, which has torchrun's run id in it, never from an older run's.
-        """
+        checkpoint, which has torchrun's run id in it, never from an older run's."""
         largest = self.processes.largest
         restarted = largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))  # each machine counts by itself
         may_have_own = self.writes and (restarted or self.run_id != "none")
@@ -83,9 +82,8 @@ class RunFolder:
                 saved.pop(name, None)
             for point in saved.get("points", []):
                 point["batch"] = None
-            self.remarks.append(
-                f"the best val loss so far was on {before}: it is forgotten, and that on {dataset} counts"
-            )
+            forgotten = f"the best val loss so far was on {before}: it is forgotten"
+            self.remarks.append(f"{forgotten}, and that on {dataset} counts")
 
     def prepare(self, resumed):
         """Locks out_dir for writing, and moves an earlier run's files aside unless this run has `resumed` from them."""
@@ -99,13 +97,11 @@ class RunFolder:
                 self.processes.say(f"an earlier run's files were in {self.out_dir}: moved to {moved}")
 
     def restore_point(self, saved, device, windows):
-        """Sets this process's random generators to where `saved` has them. Returns (batch, evaluated): the (x, y) that
-        the run had drawn already, or None if `windows`, the run's Windows, draws it again; whether its iteration was
-        evaluated.
+        """Sets this process's random generators to where `saved` has them, unless that is nanoGPT's, or there is none.
 
-        A new run, and nanoGPT's checkpoints, have neither. The generator of the windows is seeded again if the run has
-        another seed now, or another number of processes, which this says.
-        """
+        Returns (batch, evaluated): the (x, y) that the run had drawn already, or None if `windows` draws it again;
+        whether its iteration was evaluated. The generator of the windows is seeded again if the run has another seed
+        now, or another number of processes, which this says."""
         points, now, generator = saved.get("points"), self.processes.world_size, windows.generator
         if points is None:
             return None, False
@@ -125,8 +121,7 @@ class RunFolder:
         return None if again else [ids.to(device) for ids in point["batch"]], point["evaluated"]
 
     def save(self, name, model, optim, scaler, point, config, **facts):
-        """Writes out_dir/name: model, optimizer and loss scaler, every process's resume `point`, the settings `config`,
-        and `facts`."""
+        """Writes out_dir/name: model, optimizer, loss scaler, every process's resume `point`, settings, and `facts`."""
         if name == "ckpt.pt":
             self.processes.say(f"saving checkpoint to {self.out_dir}")
         keep = self.processes.rank == 0

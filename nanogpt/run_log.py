@@ -1,4 +1,4 @@
-"""What a run tells: its start-up line, progress, log.csv, TensorBoard, Weights & Biases, and its last lines."""
+"""What a run tells: its start-up line; and log.csv, TensorBoard, Weights & Biases."""
 
 import csv
 import os
@@ -9,9 +9,6 @@ import torch
 
 from nanogpt.errors import UserError, require
 from nanogpt.files import whole_file
-
-# ----------------------------------------------------------------------------------------------
-# lines for the user
 
 
 def start_line(processes, device, dtype, compile, optimizer, sharding, mfu):
@@ -25,10 +22,6 @@ def start_line(processes, device, dtype, compile, optimizer, sharding, mfu):
     )
 
 
-# ----------------------------------------------------------------------------------------------
-# log.csv, TensorBoard, Weights & Biases
-
-
 def check_loggers(folder, tensorboard_log, wandb_log):
     """UserError if a logger is asked for whose library is not installed. `folder` is a RunFolder: only rank 0 logs."""
     if folder.writes and wandb_log:
@@ -40,10 +33,10 @@ def check_loggers(folder, tensorboard_log, wandb_log):
 def read_log(path):
     """The complete rows of a log.csv as dicts of texts; None if the file has no header of ours: it is something else.
 
-    Their kinds are train and eval. Logs of older versions may have others, which stay: where such a run went back to an
-    earlier iteration, a row `back`, and before it the rows that this has undone. There are no rows where the file does
-    not exist, or is empty. A spreadsheet may have put a byte order mark, quotes, or blanks after commas into it. Each
-    line is read by itself, so that a quote which is cut swallows no later row."""
+    Their kinds are train and eval; logs of older versions may have `back`, where a run went back to an earlier
+    iteration, and before it the rows `undone`. A file that is missing or empty has no rows. A spreadsheet may have put
+    a byte order mark, quotes, or blanks after commas into it. Each line is read by itself, so that a quote which is cut
+    swallows no later row."""
     rows, names = [], None
     if os.path.exists(path):
         with open(path, encoding="utf-8-sig", errors="replace") as f:
@@ -95,10 +88,8 @@ class RunLog:
 class Table:
     """log.csv."""
 
-    columns = (
-        "iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen",
-        "val_bpb",
-    )  # fmt: skip
+    columns = ("iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen",
+               "val_bpb")  # fmt: skip
 
     def __init__(self, path, iter_num, evaluated, say):
         """Continues the file before iteration `iter_num`, or after its evaluation if that is `evaluated`.
