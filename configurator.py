@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -77,8 +78,7 @@ def configure(namespace, positional=None, sources=()):
     """Applies the command line to a script's settings, `namespace` (its globals()), in place.
 
     An argument without dashes is a config file; where a script takes other files, it is passed to `positional`. --help
-    shows the comments of the scripts `sources`. Returns the script's Settings. Raises UserError.
-    """
+    shows the comments of the scripts `sources`. Returns the script's Settings. Raises UserError."""
     errors.install()
     names = setting_names(namespace)
     settings = {name: off for name, (off, _) in config_file.REMOVED.items()} | {name: namespace[name] for name in names}
@@ -117,11 +117,13 @@ def configure(namespace, positional=None, sources=()):
     return Settings(namespace, names, given)
 
 
+@dataclass
 class Settings:
-    """A script's settings: `names`, of its globals() `namespace`, of which the user has `given` some, {name: value}."""
+    """A script's settings."""
 
-    def __init__(self, namespace, names, given):
-        self.namespace, self.names, self.given = namespace, names, given
+    namespace: dict  # its globals()
+    names: list  # of the settings among them
+    given: dict  # {name: value} of those that the user has given
 
     def values(self):
         """{name: value} of all settings, as they are now."""

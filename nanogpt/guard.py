@@ -25,8 +25,7 @@ class StepGuard:
     """Judges each step, and each save. Every process calls these methods, and all come to the same verdicts.
 
     Fused AdamW can skip a step on the device, without a host sync. Other optimizers must read the flag first. With
-    float16 the GradScaler also skips a step now and then, to find its scale.
-    """
+    float16 the GradScaler also skips a step now and then, to find its scale."""
 
     def __init__(self, saved, processes, scaler, device, optimizer, sharding, spike_sigma, max_nonfinite, out_dir):
         """saved: the checkpoint that the run resumes from, or {}. Others: see train.py."""

@@ -58,8 +58,7 @@ class RunLog:
     """What a run has printed, as a table: a row for each logged iteration and each evaluation.
 
     Rank 0 appends the rows to out_dir/log.csv, and sends them to the other loggers that are asked for. One that fails
-    is left out from then on, and the run goes on. wandb_id is that of the W&B run, or None.
-    """
+    is left out from then on, and the run goes on. wandb_id is that of the W&B run, or None."""
 
     def __init__(self, folder, iter_num, evaluated, tensorboard_log, wandb_log, **wandb):
         """Continues the log in `folder`, a RunFolder, before iteration `iter_num`, or after its evaluation if that is
