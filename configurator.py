@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,18 +50,18 @@ def _value(key, text, default, argument):
         value = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
-    if text[:1] in CURLY and text.strip(CURLY) != text and key not in OF_SAMPLES:
-        raise UserError(f"{argument}: did you mean --{key}={text.strip(CURLY)}?")
+    plain = text.strip(CURLY)
+    if plain != text and key not in OF_SAMPLES:
+        raise UserError(f"{argument}: did you mean --{key}={plain}?")
     if isinstance(default, str) and not isinstance(value, str) and default != "auto":
         value = text  # --start=1984 is a prompt
     return coerce(key, value, default, argument)
 
 
 def documented(path):
-    """{name: (default, comment)} of the settings of the script at `path`, as its source has them."""
+    """{name: [default, comment]} of the settings of the script at `path`, as its source has them."""
     source = read_text(path).partition("configure(globals()")[0]  # they stand above this call
-    lines = re.findall(r"^([a-z]\w*) = (.+?)  # (.*)$", source, re.M)
-    return {name: (default, comment) for name, default, comment in lines}
+    return {name: both for name, *both in re.findall(r"^([a-z]\w*) = (.+?)  # (.*)$", source, re.M)}
 
 
 def _print_help(namespace, names, sources):
@@ -77,8 +78,7 @@ def configure(namespace, positional=None, sources=()):
     """Applies the command line to a script's settings, `namespace` (its globals()), in place.
 
     An argument without dashes is a config file; where a script takes other files, it is passed to `positional`. --help
-    shows the comments of the scripts `sources`. Returns the script's Settings. Raises UserError.
-    """
+    shows the comments of the scripts `sources`. Returns the script's Settings. Raises UserError."""
     errors.install()
     names = setting_names(namespace)
     settings = {name: off for name, (off, _) in config_file.REMOVED.items()} | {name: namespace[name] for name in names}
@@ -117,11 +117,13 @@ def configure(namespace, positional=None, sources=()):
     return Settings(namespace, names, given)
 
 
+@dataclass
 class Settings:
-    """A script's settings: `names`, of its globals() `namespace`, of which the user has `given` some, {name: value}."""
+    """A script's settings."""
 
-    def __init__(self, namespace, names, given):
-        self.namespace, self.names, self.given = namespace, names, given
+    namespace: dict  # its globals()
+    names: list  # of the settings among them
+    given: dict  # {name: value} of those that the user has given
 
     def values(self):
         """{name: value} of all settings, as they are now."""

@@ -205,7 +205,7 @@ def get_lr(it):
 
 @torch.no_grad()
 def estimate_loss():
-    """{split: mean loss of eval_iters batches, val_bpb: bits per byte}; None if asked to stop."""
+    """Prints and returns {split: mean loss of eval_iters batches, val_bpb: bits per byte}; None if asked to stop."""
     model.eval()
     mean = {}
     for split in ("train", "val"):
@@ -221,6 +221,7 @@ def estimate_loss():
                     found[1, k, rank] = bytes_by_id[y].sum()
         processes.add_up(found)
         mean[split], n_bytes = found.flatten(1)[:, :eval_iters].mean(1).tolist()
+    say(f"step {iter_num}: train loss {mean['train']:.4f}, val loss {mean['val']:.4f}")
     mean["val_bpb"] = bits_per_byte(mean["val"] * batch_size * block_size, n_bytes)
     model.train()
     return mean
@@ -245,8 +246,8 @@ point = resume_point(device, windows, (x, y), evaluated)
 saved_at = iter_num  # there is nothing new to save yet
 clock = Clock(device)
 
-if eval_only and (losses := estimate_loss()):
-    say(run_log.step_line(iter_num, losses))
+if eval_only:
+    estimate_loss()
 
 while iter_num <= max_iters and not eval_only:
     lr = get_lr(iter_num)
@@ -259,7 +260,6 @@ while iter_num <= max_iters and not eval_only:
         if (latest := estimate_loss()) is None:  # the run was asked to stop
             break
         losses = latest
-        say(run_log.step_line(iter_num, losses))
         better = progress.note_evaluation(losses, iter_num, time_is_up)  # may set progress.ended_by
         log.write(iter=iter_num, kind="eval", train_loss=losses["train"], val_loss=losses["val"], lr=lr,
                   val_bpb=losses["val_bpb"], tokens_per_s=progress.rate, tokens_seen=progress.tokens_seen)  # fmt: skip
@@ -309,6 +309,6 @@ while iter_num <= max_iters and not eval_only:
 # ---- the run has finished, or was asked to stop --------------------------------------
 if not eval_only:
     save("last.pt")
-    say(guard.summary(), *run_log.last_lines(out_dir, progress, iter_num, device))
+    say(guard.summary(), *progress.last_lines(iter_num, out_dir, device))
 model = train_model = optim = None  # otherwise gloo aborts at exit
 processes.leave()

@@ -80,8 +80,7 @@ def judge_names(found, source, names, where):
     value} that a config file with this `source` has set.
 
     Modules, functions, classes, containers and other objects are the file's helpers, and so is what the file reads. A
-    plain value that is near a setting's name is a mistake, unless the file reads it. The others are ignored.
-    """
+    plain value that is near a setting's name is a mistake, unless the file reads it. The others are ignored."""
     nodes = ast.walk(ast.parse(source))
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     mistakes, ignored = [], []

@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 from datetime import timedelta
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -117,10 +116,10 @@ class Processes:
     # what the processes agree on
 
     def largest(self, number):
-        """The largest of the numbers that the processes call this with."""
+        """The largest of what the processes call this with, numbers or flags."""
         if not self.several:
             return number
-        flag = torch.tensor(number)
+        flag = torch.tensor(int(number))
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts)
         return flag.item()
 
@@ -189,7 +188,7 @@ class Processes:
             found = signal.getsignal(number)
             if found in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, self._note)
-                errors.when_the_script_ends(partial(signal.signal, number, found))
+                errors.at_the_end.callback(signal.signal, number, found)
 
     def _note(self, number, frame):
         if number == signal.SIGINT and self.exit_code > 128:
@@ -220,7 +219,7 @@ class Processes:
                 self.exchange.wait()
             gc.collect()
             dist.destroy_process_group()
-        errors.end_script()
+        errors.at_the_end.close()
         if self.exit_code == 1:
             raise OSError(f"{self.output_error}: the run has stopped, its state saved")
         if self.exit_code:

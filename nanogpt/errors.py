@@ -15,13 +15,14 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project: config/ and data/ are in it
 
-_held = []  # what when_the_script_ends() was given
+# callback(f, *args) calls f when the script ends, in whatever way, in a notebook too, whose process lives on
+at_the_end = ExitStack()
 memory_advice = "try a smaller --batch_size or --block_size, or a smaller model"
 
 # not every version of torch has a class for the errors of several processes: their words tell them
@@ -97,17 +98,6 @@ def machine_failure(error):
     return None
 
 
-def when_the_script_ends(give_back):
-    """Has give_back() called when the script ends, in whatever way, in a notebook, whose process lives on."""
-    _held.append(give_back)
-
-
-def end_script():
-    """Gives back what when_the_script_ends() was given. Call it after the last save; a notebook calls it too."""
-    while _held:
-        _held.pop()()
-
-
 def drop_output(stream=None):
     """Sends all that is printed to `stream` (None: stdout) from now on, or still buffered, to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
@@ -129,16 +119,16 @@ def install():
             os.fstat(number)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
-        if getattr(sys, name) is None and name != "stdin":
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            if name != "stdin":
+                setattr(sys, name, open(number, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     sys.excepthook = report
     atexit.register(_flush_output)
-    end_script()  # the one before, in the same cell of a notebook
+    at_the_end.close()  # of the script before, in the same cell of a notebook
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
-        shell.events.register("post_execute", end_script)
+        shell.events.register("post_execute", at_the_end.close)
 
 
 def _flush_output():

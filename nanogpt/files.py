@@ -5,7 +5,7 @@ import time
 import warnings
 from contextlib import contextmanager, suppress
 
-from nanogpt.errors import UserError, when_the_script_ends, writing
+from nanogpt.errors import UserError, at_the_end, writing
 
 try:
     import fcntl
@@ -75,5 +75,5 @@ def lock(folder, busy):
             raise UserError(busy) from None
         except OSError as error:  # this file system has no locks: continue without one
             warnings.warn(f"{folder} cannot be locked ({error.strerror})", stacklevel=2)
-    when_the_script_ends(handle.close)
+    at_the_end.callback(handle.close)
     return handle

@@ -8,48 +8,39 @@ import math
 
 import torch
 
-from nanogpt.checkpoint import newest
+from nanogpt.checkpoint import GUARD_COUNTS, newest
 from nanogpt.distributed import full_state
 from nanogpt.errors import UserError
 
 RING = 128  # the norms and losses that a new one is compared with
 NEW_LEVEL = 3  # from this skip in a row on, skipped values count in the ring: a new level is no spike
-COUNTS = ("nonfinite_in_a_row", "skipped_in_a_row", "new_nonfinite", "new_spikes")  # each a tensor on the device
 
 
 def clip_gradients(parameters, grad_clip):
     """Scales the gradients so that their norm is at most `grad_clip` (0: leaves them). Returns the norm before that."""
-    parameters = list(parameters)
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    if grad_clip > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, grad_clip, grad_norm)
-    return full_state(grad_norm)
+    return full_state(torch.nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf))
 
 
 class StepGuard:
     """Judges each step, and each save. Every process calls these methods, and all come to the same verdicts.
 
     Fused AdamW can skip a step on the device, without a host sync. Other optimizers must read the flag first. With
-    float16 the GradScaler also skips a step now and then, to find its scale.
-    """
+    float16 the GradScaler also skips a step now and then, to find its scale."""
 
-    def __init__(
-        self, saved, processes, scaler, device, optimizer, sharding, spike_sigma, max_nonfinite, out_dir
-    ):  # fmt: skip
+    def __init__(self, saved, processes, scaler, device, optimizer, sharding, spike_sigma, max_nonfinite, out_dir):
         """saved: the checkpoint that the run resumes from, or {}. Others: see train.py."""
         self.processes, self.scaler, self.device, self.out_dir = processes, scaler, device, out_dir
         self.sigma, self.max_nonfinite = spike_sigma, max_nonfinite
         self.skips_on_device = optimizer == "adamw" and sharding == "ddp"
         self.reads_are_free = torch.device(device).type == "cpu"
         state = saved.get("guard", {})
-        for name in COUNTS:
+        for name in GUARD_COUNTS:  # each a tensor on the device; `skipped` has what report() has said
             setattr(self, name, torch.tensor(state.get(name, 0), device=device))
         # norms and losses, the oldest first
         self.ring = state.get("ring", torch.full((2, RING), math.nan)).to(device)
         if self.ring.shape != (2, RING):
             raise UserError(f"the checkpoint's ring of norms and losses is {tuple(self.ring.shape)}")
         self.loss = 0.0  # this iteration's, summed over the micro-steps
-        self.skipped = state.get("skipped", 0)  # steps that report() has said
 
     def note_loss(self, loss):
         """Takes the loss of a micro-batch, divided by the number of micro-steps."""
@@ -60,17 +51,14 @@ class StepGuard:
         """Steps `optim`, through the loss scaler, unless `grad_norm` is not finite or this step is a spike.
 
         Then frees the gradients."""
-        nonfinite = skip = ~torch.isfinite(grad_norm)
-        if self.sigma:
-            nonfinite, spike = self._judge(grad_norm)
-            skip = nonfinite | spike
+        nonfinite, spike = self._judge(grad_norm) if self.sigma else (~torch.isfinite(grad_norm), False)
         if self.scaler.is_enabled():  # it skips what is not finite by itself
-            stepping = not (self.sigma and spike)
+            skip = spike
+        elif self.skips_on_device:
+            skip, optim.found_inf = False, (nonfinite | spike).float()
         else:
-            stepping = self.skips_on_device or not skip
-            if self.skips_on_device:
-                optim.found_inf = skip.float()
-        if stepping:
+            skip = nonfinite | spike
+        if not skip:
             self.scaler.step(optim)
         self.scaler.update()
         optim.zero_grad(set_to_none=True)
@@ -79,10 +67,8 @@ class StepGuard:
 
     def _judge(self, grad_norm):
         """(not finite, a spike), flags on the device, of the norm and the mean loss over micro-batches and ranks."""
-        values = torch.stack((grad_norm.to(self.device), self.loss))
-        if self.processes.world_size > 1:
-            values = values / self.processes.world_size
-            self.processes.add_up(values)  # every process sees the same bits
+        values = torch.stack((grad_norm.to(self.device), self.loss)) / self.processes.world_size
+        self.processes.add_up(values)  # every process sees the same bits
         self.loss = 0.0
         variance, mean = torch.var_mean(self.ring, dim=1, correction=0)  # not E[x^2] - E[x]^2, which cancels
         finite = torch.isfinite(values).all()
@@ -120,11 +106,11 @@ class StepGuard:
         """Whether the last gradients, the weights of `model` and the last evaluation's `losses` ({} before) are finite.
 
         Says so if not. All processes agree, each for its own share of the weights."""
-        finite = self.scaler.is_enabled() or not int(self.nonfinite_in_a_row)
-        finite = finite and all(math.isfinite(losses.get(split, 0.0)) for split in ("train", "val"))
+        finite = self.scaler.is_enabled() or not self.nonfinite_in_a_row
+        finite = finite and all(math.isfinite(loss) for loss in losses.values() if loss is not None)
         own = (p.to_local() if hasattr(p, "to_local") else p for p in model.parameters())
-        finite = finite and bool(torch.stack([torch.isfinite(p).all() for p in own]).all())
-        if self.processes.largest(int(not finite)):
+        finite = finite and torch.stack([torch.isfinite(p).all() for p in own]).all()
+        if self.processes.largest(not finite):
             self.processes.say(f"{name} is not written: the loss, its gradient or a weight is not finite")
             return False
         return True
@@ -133,9 +119,8 @@ class StepGuard:
         """What a checkpoint holds of this: nothing unless spike_sigma is on."""
         if not self.sigma:
             return {}
-        counts = {name: int(getattr(self, name)) for name in COUNTS}
-        return {"guard": {"ring": self.ring.cpu(), "skipped": self.skipped, **counts}}
+        return {"guard": {"ring": self.ring.cpu()} | {name: int(getattr(self, name)) for name in GUARD_COUNTS}}
 
     def summary(self):
         """The line on the whole run; if spike_sigma is off, on this process since it was started."""
-        return f"skipped steps: {self.skipped + int(self.new_nonfinite) + int(self.new_spikes)}"
+        return f"skipped steps: {int(self.skipped + self.new_nonfinite + self.new_spikes)}"

@@ -1,8 +1,12 @@
-"""How far a run is, how good its model is so far, and when it ends: at max_iters, by `patience`, or by the clock."""
+"""How far a run is, how good its model is so far, when it ends (at max_iters, by `patience`, by the clock), and how."""
 
 import math
 import time
 from datetime import timedelta
+
+from nanogpt.checkpoint import has_run, newest
+from nanogpt.device import peak_memory
+from nanogpt.errors import command
 
 
 def duration(seconds):
@@ -17,9 +21,8 @@ class Progress:
     the last two evaluations, or None; ended_by, the setting that ended the run before max_iters, or "".
     """
 
-    def __init__(
-        self, saved, iter_num, tokens_per_iter, processes, max_iters, patience, max_seconds, now=time.monotonic
-    ):  # fmt: skip
+    def __init__(self, saved, iter_num, tokens_per_iter, processes, max_iters, patience, max_seconds,
+                 now=time.monotonic):  # fmt: skip
         """saved: the checkpoint that the run resumes from, or {}. now(): the clock, in seconds."""
         self.max_iters, self.patience, self.max_seconds = max_iters, patience, max_seconds
         self.tokens_per_iter, self.processes, self.now = tokens_per_iter, processes, now
@@ -28,14 +31,13 @@ class Progress:
         self.tokens_seen = saved.get("tokens_seen", iter_num * tokens_per_iter)
         self.evals_since_best = saved.get("evals_since_best", 0)
         self.time_over = saved.get("time_over", 0.0)  # the max_seconds that ended the saved run
-        self.seconds_before, self.began = saved.get("seconds", 0.0), now()
-        self.ended_by = ""
+        self.began = now() - saved.get("seconds", 0.0)  # what passed between the processes of the run does not count
+        self.ended_by, self.rate = "", None
         self.last_evaluation = None  # (iteration, time)
-        self.rate = self.time_left = None
 
     def seconds(self):
         """How long the run has taken so far, over all its resumes."""
-        return self.seconds_before + self.now() - self.began
+        return self.now() - self.began
 
     def nothing_left(self, iter_num):
         """Whether a resume at `iter_num` has nothing to do; says why."""
@@ -55,16 +57,15 @@ class Progress:
         if not self.max_seconds:
             return False
         is_up = self.processes.rank == 0 and self.seconds() >= self.max_seconds
-        return bool(self.processes.largest(int(is_up)))
+        return bool(self.processes.largest(is_up))
 
     def note_evaluation(self, losses, iter_num, time_is_up=False):
         """Takes the {split: loss} of an evaluation, and the time. Returns whether the val loss is the best so far."""
-        now, last, self.time_left = self.now(), self.last_evaluation, None
-        if last and iter_num > last[0] and now != last[1]:  # in this time evaluations and saves count
-            per_iteration = (now - last[1]) / (iter_num - last[0])
-            left = per_iteration * (self.max_iters + 1 - iter_num)
-            self.rate = self.tokens_per_iter / per_iteration
-            self.time_left = min(left, self.max_seconds - self.seconds()) if self.max_seconds else left
+        now = self.now()
+        if self.last_evaluation:
+            iteration, then = self.last_evaluation
+            seconds = max(now - then, 1e-9)  # evaluations and saves count in it; a coarse clock may stand still
+            self.rate = self.tokens_per_iter * (iter_num - iteration) / seconds
         self.last_evaluation = iter_num, now
         better = losses["val"] < self.best_val_loss
         if better:
@@ -76,17 +77,32 @@ class Progress:
             self.ended_by, self.time_over = f"max_seconds = {self.max_seconds:g}", self.max_seconds
         return better
 
-    def has_ended(self, iter_num):
-        """Whether the run has come to its end by itself, before iteration `iter_num`."""
-        return bool(self.ended_by) or iter_num > self.max_iters
-
     def line(self, iter_num):
         """A line such as `5% done, 14,213 tokens/s, 0:12:34 left`; the first of a process has no rate yet."""
         of_time = min(1.0, self.seconds() / self.max_seconds) if self.max_seconds else 0.0
         text = f"{max(iter_num / (self.max_iters + 1), of_time):.0%} done"
-        if self.time_left is None:
+        if self.rate is None:
             return text
-        return f"{text}, {self.rate:,.0f} tokens/s, {duration(self.time_left)} left"
+        left = (self.max_iters + 1 - iter_num) * self.tokens_per_iter / self.rate
+        if self.max_seconds:
+            left = min(left, self.max_seconds - self.seconds())
+        return f"{text}, {self.rate:,.0f} tokens/s, {duration(left)} left"
+
+    def last_lines(self, iter_num, out_dir, device):
+        """The last lines of a run, some of them None: how it ended before iteration `iter_num`, what to type next."""
+        if not self.ended_by and iter_num <= self.max_iters:
+            resume = command("train.py", "--init_from=resume", f"--out_dir={out_dir}")
+            to_type = f"; type: {resume}" if has_run(out_dir) else ""
+            return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{to_type}"]
+        best = f"best val loss {self.best_val_loss:.4f} at iteration {self.best_iter}"
+        best += f", {self.best_bpb:.4f} bits per byte" if self.best_bpb is not None else ""
+        return [
+            f"ended by {self.ended_by} at iteration {iter_num}" if self.ended_by else None,
+            f"{best if math.isfinite(self.best_val_loss) else 'no val loss yet'}, "
+            f"{self.tokens_seen:,} tokens seen, {duration(self.seconds())} in all, at most {peak_memory(device)}",
+            f"to see what it writes: {command('sample.py', f'--out_dir={out_dir}')}",
+            f"to see the curves: {command('tools/plot.py', out_dir)}",
+        ]
 
     def for_checkpoint(self):
         """What a checkpoint holds of this."""

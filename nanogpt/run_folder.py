@@ -13,13 +13,11 @@ from nanogpt.files import lock
 
 RUN_FILES = ("ckpt.pt", "last.pt", "good.pt", "log.csv", "tensorboard")
 # where a run computes and what it is for: a resume takes these from its own command
-NOT_RESUMED = {
-    "device", "backend", "sharding", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only",
-}  # fmt: skip
+NOT_RESUMED = {"device", "backend", "sharding", "dtype", "compile", "peak_flops", "out_dir", "init_from", "eval_only"}
 
 
 class RunFolder:
-    """out_dir: locked, resumed from, and saved to. Every process calls these methods; only rank 0 writes."""
+    """Every process calls these methods; only rank 0 writes."""
 
     def __init__(self, out_dir, processes, read_only):
         if not out_dir:
@@ -40,16 +38,14 @@ class RunFolder:
         """What a run starts from: "scratch", "resume" (the run in out_dir), a GPT-2's name, or a model's folder.
 
         When a process dies, torchrun restarts all of them with the same command. They resume from their own
-        checkpoint, which has torchrun's run id in it, never from an older run's.
-        """
+        checkpoint, which has torchrun's run id in it, never from an older run's."""
         largest = self.processes.largest
         restarted = largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))  # each machine counts by itself
         may_have_own = self.writes and (restarted or self.run_id != "none")
-        if largest(int(may_have_own and checkpoint.peek(self.out_dir).get("run_id") == self.run_id)):
+        if largest(may_have_own and checkpoint.peek(self.out_dir).get("run_id") == self.run_id):
             return "resume"
         if init_from == "auto":
-            has_any = largest(int(self.processes.rank == 0 and checkpoint.has_run(self.out_dir)))
-            return "resume" if has_any else "scratch"
+            return "resume" if largest(self.processes.rank == 0 and checkpoint.has_run(self.out_dir)) else "scratch"
         return init_from
 
     def load(self):
@@ -86,27 +82,26 @@ class RunFolder:
                 saved.pop(name, None)
             for point in saved.get("points", []):
                 point["batch"] = None
-            self.remarks.append(
-                f"the best val loss so far was on {before}: it is forgotten, and that on {dataset} counts"
-            )
+            forgotten = f"the best val loss so far was on {before}: it is forgotten"
+            self.remarks.append(f"{forgotten}, and that on {dataset} counts")
 
     def prepare(self, resumed):
         """Locks out_dir for writing, and moves an earlier run's files aside unless this run has `resumed` from them."""
         if self.writes:
             self.lock = self.lock or self._claim()
-            sweep(self.out_dir)
+            for name in glob.glob("*.tmp", root_dir=self.out_dir):  # what interrupted saves have left
+                if name.startswith(RUN_FILES):
+                    os.remove(os.path.join(self.out_dir, name))
             moved = None if resumed else move_aside(self.out_dir)
             if moved:
                 self.processes.say(f"an earlier run's files were in {self.out_dir}: moved to {moved}")
 
     def restore_point(self, saved, device, windows):
-        """Sets this process's random generators to where `saved` has them. Returns (batch, evaluated): the (x, y) that
-        the run had drawn already, or None if `windows`, the run's Windows, draws it again; whether its iteration was
-        evaluated.
+        """Sets this process's random generators to where `saved` has them, unless that is nanoGPT's, or there is none.
 
-        A new run, and nanoGPT's checkpoints, have neither. The generator of the windows is seeded again if the run has
-        another seed now, or another number of processes, which this says.
-        """
+        Returns (batch, evaluated): the (x, y) that the run had drawn already, or None if `windows` draws it again;
+        whether its iteration was evaluated. The generator of the windows is seeded again if the run has another seed
+        now, or another number of processes, which this says."""
         points, now, generator = saved.get("points"), self.processes.world_size, windows.generator
         if points is None:
             return None, False
@@ -126,31 +121,21 @@ class RunFolder:
         return None if again else [ids.to(device) for ids in point["batch"]], point["evaluated"]
 
     def save(self, name, model, optim, scaler, point, config, **facts):
-        """Writes out_dir/name: model, optimizer and loss scaler, every process's resume `point`, the settings `config`,
-        and `facts`."""
+        """Writes out_dir/name: model, optimizer, loss scaler, every process's resume `point`, settings, and `facts`."""
         if name == "ckpt.pt":
             self.processes.say(f"saving checkpoint to {self.out_dir}")
         keep = self.processes.rank == 0
         points = self.processes.gather({**point, "batch": [tokens.cpu() for tokens in point["batch"]]})
         weights, moments = (full_state(part.state_dict(), keep) for part in (model, optim))
         if keep:
-            state = {"model": weights, "model_args": model.config.as_model_args(), "optimizer": moments}
-            state |= {"scaler": scaler.state_dict(), "points": points, "run_id": self.run_id, "config": config}
-            machine = {"device_type": torch.device(config["device"]).type}
-            state["machine"] = machine | {name: config[name] for name in ("dtype", "compile")}
-            checkpoint.save(state | facts, os.path.join(self.out_dir, name))
+            state = {
+                "model": weights, "model_args": model.config.as_model_args(), "optimizer": moments,
+                "scaler": scaler.state_dict(), "points": points, "run_id": self.run_id, "config": config,
+                "machine": {"device_type": torch.device(config["device"]).type, "dtype": config["dtype"],
+                            "compile": config["compile"]}, **facts,
+            }  # fmt: skip
+            checkpoint.save(state, os.path.join(self.out_dir, name))
         self.processes.wait()
-
-
-# ----------------------------------------------------------------------------------------------
-# the files in it
-
-
-def sweep(out_dir):
-    """Removes what interrupted saves have left in `out_dir`, which must be locked."""
-    for name in glob.glob("*.tmp", root_dir=out_dir):
-        if name.startswith(RUN_FILES):
-            os.remove(os.path.join(out_dir, name))
 
 
 def move_aside(out_dir):
@@ -165,26 +150,18 @@ def move_aside(out_dir):
     return folder
 
 
-# ----------------------------------------------------------------------------------------------
-# what a resume needs
-
-
 def resume_point(device, windows, batch, evaluated):
-    """What a process needs to go on exactly: generator states, the next `batch`, whether it was `evaluated` here."""
-    return {"generators": generator_states(device, windows.generator), "batch": batch, "evaluated": evaluated}
-
-
-def generator_states(device, batches):
-    """The states of all generators that a run draws from: the CPU's and the device's global ones, and `batches`."""
-    states = {"cpu": torch.get_rng_state(), "batches": batches.get_state()}
+    """What a process needs to go on exactly: the states of the CPU's and the device's global generators and that of
+    `windows`, the next `batch`, whether it was `evaluated` here."""
+    states = {"cpu": torch.get_rng_state(), "batches": windows.generator.get_state()}
     kind = torch.device(device).type
     if kind != "cpu":
         states[kind] = getattr(torch, kind).get_rng_state()
-    return states
+    return {"generators": states, "batch": batch, "evaluated": evaluated}
 
 
 def restore_generators(states, device, batches):
-    """Sets the generators to what generator_states() returned, as far as this device has them."""
+    """Sets the generators to the `states` in a resume point, as far as this device has them."""
     kind = torch.device(device).type
     try:
         torch.set_rng_state(states["cpu"])

@@ -1,21 +1,14 @@
-"""What a run tells: its start-up line, progress, log.csv, TensorBoard, Weights & Biases, and its last lines."""
+"""What a run tells: its start-up line; and log.csv, TensorBoard, Weights & Biases."""
 
 import csv
-import math
 import os
 import re
 import time
 
 import torch
 
-from nanogpt.checkpoint import has_run, newest
-from nanogpt.device import peak_memory
-from nanogpt.errors import UserError, command, require
+from nanogpt.errors import UserError, require
 from nanogpt.files import whole_file
-from nanogpt.progress import duration
-
-# ----------------------------------------------------------------------------------------------
-# lines for the user
 
 
 def start_line(processes, device, dtype, compile, optimizer, sharding, mfu):
@@ -29,33 +22,6 @@ def start_line(processes, device, dtype, compile, optimizer, sharding, mfu):
     )
 
 
-def step_line(iter_num, losses):
-    """The line of an evaluation, whose `losses` are {split: nats a token}, and more."""
-    return f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
-
-
-def last_lines(out_dir, progress, iter_num, device):
-    """The last lines of a run: how it has ended, and what to type next. `progress` is the run's Progress."""
-    if not progress.has_ended(iter_num):
-        resume = command("train.py", "--init_from=resume", f"--out_dir={out_dir}")
-        to_type = f"; type: {resume}" if has_run(out_dir) else ""
-        return [f"stopped at iteration {iter_num}; the checkpoint to go on from is {newest(out_dir)}{to_type}"]
-    why = [f"ended by {progress.ended_by} at iteration {iter_num}"] if progress.ended_by else []
-    best = f"best val loss {progress.best_val_loss:.4f} at iteration {progress.best_iter}"
-    best += f", {progress.best_bpb:.4f} bits per byte" if progress.best_bpb is not None else ""
-    return [
-        *why,
-        f"{best if math.isfinite(progress.best_val_loss) else 'no val loss yet'}, "
-        f"{progress.tokens_seen:,} tokens seen, {duration(progress.seconds())} in all, at most {peak_memory(device)}",
-        f"to see what it writes: {command('sample.py', f'--out_dir={out_dir}')}",
-        f"to see the curves: {command('tools/plot.py', out_dir)}",
-    ]
-
-
-# ----------------------------------------------------------------------------------------------
-# log.csv, TensorBoard, Weights & Biases
-
-
 def check_loggers(folder, tensorboard_log, wandb_log):
     """UserError if a logger is asked for whose library is not installed. `folder` is a RunFolder: only rank 0 logs."""
     if folder.writes and wandb_log:
@@ -67,10 +33,10 @@ def check_loggers(folder, tensorboard_log, wandb_log):
 def read_log(path):
     """The complete rows of a log.csv as dicts of texts; None if the file has no header of ours: it is something else.
 
-    Their kinds are train and eval. Logs of older versions may have others, which stay: where such a run went back to an
-    earlier iteration, a row `back`, and before it the rows that this has undone. There are no rows where the file does
-    not exist, or is empty. A spreadsheet may have put a byte order mark, quotes, or blanks after commas into it. Each
-    line is read by itself, so that a quote which is cut swallows no later row."""
+    Their kinds are train and eval; logs of older versions may have `back`, where a run went back to an earlier
+    iteration, and before it the rows `undone`. A file that is missing or empty has no rows. A spreadsheet may have put
+    a byte order mark, quotes, or blanks after commas into it. Each line is read by itself, so that a quote which is cut
+    swallows no later row."""
     rows, names = [], None
     if os.path.exists(path):
         with open(path, encoding="utf-8-sig", errors="replace") as f:
@@ -92,8 +58,7 @@ class RunLog:
     """What a run has printed, as a table: a row for each logged iteration and each evaluation.
 
     Rank 0 appends the rows to out_dir/log.csv, and sends them to the other loggers that are asked for. One that fails
-    is left out from then on, and the run goes on. wandb_id is that of the W&B run, or None.
-    """
+    is left out from then on, and the run goes on. wandb_id is that of the W&B run, or None."""
 
     def __init__(self, folder, iter_num, evaluated, tensorboard_log, wandb_log, **wandb):
         """Continues the log in `folder`, a RunFolder, before iteration `iter_num`, or after its evaluation if that is
@@ -122,12 +87,10 @@ class RunLog:
 class Table:
     """log.csv."""
 
-    columns = (
-        "iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen",
-        "val_bpb",
-    )  # fmt: skip
+    columns = ("iter", "kind", "train_loss", "val_loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu", "tokens_seen",
+               "val_bpb")  # fmt: skip
 
-    def __init__(self, path, iter_num, evaluated, say=print):
+    def __init__(self, path, iter_num, evaluated, say):
         """Continues the file before iteration `iter_num`, or after its evaluation if that is `evaluated`.
 
         Later rows are removed: the resumed run writes them again. A file that is no log is kept under another name."""

@@ -5,6 +5,7 @@ these tests find a wrong name, a wrong shape, and a step that would wait for the
 """
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from nanogpt.decoding import Step
 from nanogpt.distributed import Processes
 from nanogpt.errors import UserError
 from nanogpt.guard import clip_gradients
-from nanogpt.run_folder import generator_states, restore_generators
+from nanogpt.run_folder import restore_generators, resume_point
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_gpus_generator_is_saved_and_restored(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: state)
     monkeypatch.setattr(torch.cuda, "set_rng_state", restored.append)
     batches = torch.Generator().manual_seed(1)
-    states = generator_states("cuda:1", batches)
+    states = resume_point("cuda:1", SimpleNamespace(generator=batches), None, False)["generators"]
     assert states.keys() == {"cpu", "batches", "cuda"}
     restore_generators(states, "cuda:1", batches)
     assert restored == [state]

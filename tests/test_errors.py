@@ -239,7 +239,6 @@ def test_what_names_a_command_works_there_too(tmp_path, monkeypatch):
     from data.bins import open_checked
     from data.text import print_next
     from nanogpt.progress import Progress
-    from nanogpt.run_log import last_lines
 
     monkeypatch.setattr(os.path, "relpath", other_drive)
     (tmp_path / "prepare.py").write_text("")
@@ -248,8 +247,8 @@ def test_what_names_a_command_works_there_too(tmp_path, monkeypatch):
     assert f"python {tmp_path / 'prepare.py'}" in str(error.value)
     print_next("config/train_gpt2.py")
     progress = Progress({}, 0, 64, None, max_iters=5, patience=0, max_seconds=0.0)
-    last_lines(str(tmp_path), progress, 3, "cpu")
-    assert str(ROOT / "sample.py") in last_lines("out", progress, 6, "cpu")[1]
+    progress.last_lines(3, str(tmp_path), "cpu")
+    assert str(ROOT / "sample.py") in progress.last_lines(6, "out", "cpu")[2]
 
 
 @pytest.mark.parametrize("argument", [

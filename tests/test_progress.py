@@ -3,9 +3,11 @@
 import math
 import pickle
 import re
+import shlex
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import RESUME, SYNTHETIC, TINY, error_line, flags, tree
 from runs import load
 
@@ -36,9 +38,9 @@ def test_patience_counts_evaluations_in_a_row(capsys):
     run = progress(patience=3)
     for iter_num, (loss, better) in enumerate([(4, True), (5, False), (4, False), (3, True), (3, False), (9, False)]):
         assert run.note_evaluation({"val": loss}, iter_num) == better
-        assert not run.has_ended(iter_num)
+        assert not run.ended_by
     run.note_evaluation({"val": math.nan}, 6)
-    assert run.has_ended(6) and run.ended_by == "patience = 3"
+    assert run.ended_by == "patience = 3"
     assert (run.best_val_loss, run.best_iter) == (3, 3)
     saved = run.for_checkpoint()
     assert progress(saved, patience=3).nothing_left(7) and "larger --patience=" in capsys.readouterr().out
@@ -56,9 +58,9 @@ def test_the_time_is_up_from_max_seconds_on_over_all_resumes(capsys):
     clock.time += 2.9
     assert not resumed.time_is_up()
     clock.time += 0.1
-    assert resumed.time_is_up() and not resumed.has_ended(5)  # its last evaluation is still to come
+    assert resumed.time_is_up() and not resumed.ended_by  # its last evaluation is still to come
     resumed.note_evaluation({"val": 1.0}, 5, time_is_up=True)
-    assert resumed.has_ended(5) and resumed.ended_by == "max_seconds = 10"
+    assert resumed.ended_by == "max_seconds = 10"
     saved = resumed.for_checkpoint()
     assert saved["seconds"] == pytest.approx(10.0)
     assert progress(saved, max_seconds=10.0).nothing_left(5) and "larger --max_seconds=" in capsys.readouterr().out
@@ -111,6 +113,51 @@ def test_a_run_of_any_length_has_a_line():
     clock.time -= 3
     assert line(14).endswith(" left")  # a clock that is set back
     assert [duration(s) for s in (0.4, 3725, 86400 * 3 + 61)] == ["0:00:00", "1:02:05", "3 days, 0:01:01"]
+
+
+# ----------------------------------------------------------------------------------------------
+# a run's last lines, and the commands in them
+
+
+def words(line):
+    """The words of the command at the end of a line."""
+    return shlex.split(line[line.index("python ") :])
+
+
+def test_the_commands_of_a_finished_run_can_be_pasted(run, tmp_path):
+    out_dir = "My Runs/it's $1"
+    result = run("train.py", *flags(TINY, out_dir=out_dir, max_iters=2), cwd=tmp_path)
+    sample, plot = (words(line) for line in result.lines[-2:])
+    assert sample[1].endswith("sample.py") and sample[2:] == [f"--out_dir={out_dir}"]
+    assert plot[1].endswith("tools/plot.py") and plot[2:] == [out_dir]
+
+
+def test_the_command_of_a_stopped_run_can_be_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "My Runs").mkdir()
+    run = progress(max_iters=5)
+    [line] = run.last_lines(3, "My Runs", "cpu")
+    assert line.endswith("is none, as nothing was saved yet")
+    torch.save({"model": {}, "model_args": {}, "iter_num": 3, "config": {}}, tmp_path / "My Runs" / "last.pt")
+    [line] = run.last_lines(3, "My Runs", "cpu")
+    assert words(line)[2:] == ["--init_from=resume", "--out_dir=My Runs"]
+
+
+def test_plain_names_are_printed_as_ever(run, tmp_path, project):
+    result = run("train.py", *flags(TINY, out_dir="out", max_iters=2), cwd=project.parent)
+    assert result.lines[-2:] == [
+        f"to see what it writes: python {project.name}/sample.py --out_dir=out",
+        f"to see the curves: python {project.name}/tools/plot.py out",
+    ]
+
+
+def test_a_run_that_was_never_evaluated_on_its_data_has_no_best_val_loss_to_print():
+    run = progress(max_iters=5)
+    line = run.last_lines(6, "out", "cpu")[1]
+    assert line.startswith("no val loss yet, 0 tokens seen") and "inf" not in line
+    run.note_evaluation({"val": 2.5, "val_bpb": 1.25}, 4)
+    line = run.last_lines(6, "out", "cpu")[1]
+    assert line.startswith("best val loss 2.5000 at iteration 4, 1.2500 bits per byte, 0 tokens seen")
 
 
 # ----------------------------------------------------------------------------------------------

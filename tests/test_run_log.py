@@ -2,18 +2,14 @@
 
 import csv
 import json
-import shlex
 import shutil
 import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import TINY, error_line, flags, tree
 
 from nanogpt import run_log
-from nanogpt.distributed import Processes
-from nanogpt.progress import Progress
 from nanogpt.run_log import read_log
 
 
@@ -211,42 +207,6 @@ def test_wandb_gets_what_log_csv_has_and_a_resume_goes_on_in_the_same_run(run, o
     assert "api_key not configured" in line and "wandb login" in line and "--wandb_log=False" in line
 
 
-# ----------------------------------------------------------------------------------------------
-# nanogpt/run_log.py: the commands in a run's last lines
-
-
-def words(line):
-    """The words of the command at the end of a line."""
-    return shlex.split(line[line.index("python ") :])
-
-
-def test_the_commands_of_a_finished_run_can_be_pasted(run, tmp_path):
-    out_dir = "My Runs/it's $1"
-    result = run("train.py", *flags(TINY, out_dir=out_dir, max_iters=2), cwd=tmp_path)
-    sample, plot = (words(line) for line in result.lines[-2:])
-    assert sample[1].endswith("sample.py") and sample[2:] == [f"--out_dir={out_dir}"]
-    assert plot[1].endswith("tools/plot.py") and plot[2:] == [out_dir]
-
-
-def test_the_command_of_a_stopped_run_can_be_pasted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "My Runs").mkdir()
-    progress = Progress({}, 3, 64, Processes(), 5, 0, 0.0)
-    [line] = run_log.last_lines("My Runs", progress, 3, "cpu")
-    assert line.endswith("is none, as nothing was saved yet")
-    torch.save({"model": {}, "model_args": {}, "iter_num": 3, "config": {}}, tmp_path / "My Runs" / "last.pt")
-    [line] = run_log.last_lines("My Runs", progress, 3, "cpu")
-    assert words(line)[2:] == ["--init_from=resume", "--out_dir=My Runs"]
-
-
-def test_plain_names_are_printed_as_ever(run, tmp_path, project):
-    result = run("train.py", *flags(TINY, out_dir="out", max_iters=2), cwd=project.parent)
-    assert result.lines[-2:] == [
-        f"to see what it writes: python {project.name}/sample.py --out_dir=out",
-        f"to see the curves: python {project.name}/tools/plot.py out",
-    ]
-
-
 def test_wandb_gets_nanogpts_keys_at_evaluations(tmp_path, monkeypatch):
     rows = []
     monkeypatch.setitem(sys.modules, "wandb", wandb_module(rows.append))
@@ -261,12 +221,3 @@ def test_wandb_gets_nanogpts_keys_at_evaluations(tmp_path, monkeypatch):
     assert {key: last[key] for key in wanted} == wanted
     assert first["val/loss"] == 4.1 and "mfu" not in first
     assert all("val/loss" not in row for row in rows[1:3])
-
-
-def test_a_run_that_was_never_evaluated_on_its_data_has_no_best_val_loss_to_print():
-    progress = Progress({}, 0, 64, Processes(), 5, 0, 0.0)
-    line = run_log.last_lines("out", progress, 6, "cpu")[0]
-    assert line.startswith("no val loss yet, 0 tokens seen") and "inf" not in line
-    progress.note_evaluation({"val": 2.5, "val_bpb": 1.25}, 4)
-    line = run_log.last_lines("out", progress, 6, "cpu")[0]
-    assert line.startswith("best val loss 2.5000 at iteration 4, 1.2500 bits per byte, 0 tokens seen")

@@ -6,17 +6,17 @@ from script import run_script
 
 import torch
 
-norm, calls = torch.nn.utils.get_total_norm, 0
+clip, calls = torch.nn.utils.clip_grad_norm_, 0
 
 
-def spoilt(grads, *rest, **more):
+def spoilt(parameters, grad_clip):
     global calls
-    grads = list(grads)
+    parameters = list(parameters)
     calls += 1
     if calls == int(os.environ["NTH"]):
-        grads[0].view(-1)[0] = float("inf")
-    return norm(grads, *rest, **more)
+        parameters[0].grad.view(-1)[0] = float("inf")
+    return clip(parameters, grad_clip)
 
 
-torch.nn.utils.get_total_norm = spoilt
+torch.nn.utils.clip_grad_norm_ = spoilt
 run_script()
