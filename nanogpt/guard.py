@@ -18,7 +18,11 @@ NEW_LEVEL = 3  # from this skip in a row on, skipped values count in the ring: a
 
 def clip_gradients(parameters, grad_clip):
     """Scales the gradients so that their norm is at most `grad_clip` (0: leaves them). Returns the norm before that."""
-    return full_state(torch.nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf))
+    parameters = list(parameters)
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if grad_clip > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, grad_clip, grad_norm)
+    return full_state(grad_norm)
 
 
 class StepGuard:

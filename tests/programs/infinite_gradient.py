@@ -6,17 +6,17 @@ from script import run_script
 
 import torch
 
-clip, calls = torch.nn.utils.clip_grad_norm_, 0
+norm, calls = torch.nn.utils.get_total_norm, 0
 
 
-def spoilt(parameters, grad_clip):
+def spoilt(grads, *rest, **more):
     global calls
-    parameters = list(parameters)
+    grads = list(grads)
     calls += 1
     if calls == int(os.environ["NTH"]):
-        parameters[0].grad.view(-1)[0] = float("inf")
-    return clip(parameters, grad_clip)
+        grads[0].view(-1)[0] = float("inf")
+    return norm(grads, *rest, **more)
 
 
-torch.nn.utils.clip_grad_norm_ = spoilt
+torch.nn.utils.get_total_norm = spoilt
 run_script()
