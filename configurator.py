@@ -9,7 +9,6 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -50,9 +49,8 @@ def _value(key, text, default, argument):
         value = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
-    plain = text.strip(CURLY)
-    if plain != text and key not in OF_SAMPLES:
-        raise UserError(f"{argument}: did you mean --{key}={plain}?")
+    if text[:1] in CURLY and text.strip(CURLY) != text and key not in OF_SAMPLES:
+        raise UserError(f"{argument}: did you mean --{key}={text.strip(CURLY)}?")
     if isinstance(default, str) and not isinstance(value, str) and default != "auto":
         value = text  # --start=1984 is a prompt
     return coerce(key, value, default, argument)
@@ -117,13 +115,11 @@ def configure(namespace, positional=None, sources=()):
     return Settings(namespace, names, given)
 
 
-@dataclass
 class Settings:
-    """A script's settings."""
+    """A script's settings: `names`, of its globals() `namespace`, of which the user has `given` some, {name: value}."""
 
-    namespace: dict  # its globals()
-    names: list  # of the settings among them
-    given: dict  # {name: value} of those that the user has given
+    def __init__(self, namespace, names, given):
+        self.namespace, self.names, self.given = namespace, names, given
 
     def values(self):
         """{name: value} of all settings, as they are now."""

@@ -76,7 +76,7 @@ class Codec:
         if missing := self.missing(text, ids):
             most = ", ".join(shown(part) for part, _ in missing.most_common(5))
             more = " and others" if len(missing) > 5 else ""
-            raise UserError(f"the vocabulary has no tokens for these characters of the text: {most}{more}")
+            raise UserError(f"the vocabulary has no tokens for {most}{more}")
         return ids.astype(dtype_of(self.vocab_size))
 
     def decode(self, ids):
@@ -221,5 +221,5 @@ class TokenizerCodec(Codec):
 
 
 def shown(text):
-    """A character, or the beginning of a word, in an error."""
-    return f"{text!r} (U+{ord(text):04X})" if len(text) == 1 else repr(text[:20])
+    """A character or a word in an error. A word may be unknown because it is long."""
+    return f"{text!r} (U+{ord(text):04X})" if len(text) == 1 else f"{text[:20]!r} ({len(text):,} characters)"

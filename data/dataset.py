@@ -25,9 +25,10 @@ class Dataset:
         self.bins = {split: bin_path(self.folder, split) for split in splits}
         self.seen, self.fingerprints = {}, {}  # of each bin: which file it is, and what is in it
         for split, path in self.bins.items():
-            _, self.seen[split] = open_checked(path, block_size, name)
+            tokens, self.seen[split] = open_checked(path, block_size, name)
             self.fingerprints[split] = fingerprint(path)
-            if self.facts and self.facts["fingerprints"][split] != self.fingerprints[split]:
+            found = {"tokens": len(tokens), "fingerprints": self.fingerprints[split]}
+            if self.facts and any(self.facts[key][split] != value for key, value in found.items()):
                 raise UserError(
                     f"{path} is not the one that {FACTS} beside it describes: prepare the dataset again, or remove "
                     f"{FACTS} if another program has written the bins"

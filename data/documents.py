@@ -30,6 +30,8 @@ def prepare_documents(folder, source, subset, tokenizer):
     say_end(codec)
     try:
         documents = load_documents(source, subset)
+    except UserError:
+        raise
     except Exception as error:  # the libraries below raise a dozen kinds
         other = "" if os.path.isdir(source) else "; --source= takes a folder of .parquet, .jsonl and .txt files too"
         raise UserError(f"--source={source} cannot be loaded: {error.__cause__ or error}{other}") from None

@@ -26,7 +26,7 @@ def pick_backend(backend, device, world_size=1):
         raise UserError(f"--backend={backend}: takes auto, nccl, gloo or mpi")
     on_cuda = device.startswith("cuda")
     if backend == "auto" or world_size == 1:
-        return "nccl" if on_cuda and dist.is_nccl_available() else "gloo"
+        return "nccl" if on_cuda and dist.is_available() and dist.is_nccl_available() else "gloo"
     if backend == "nccl" and not on_cuda:
         raise UserError(f"--backend=nccl works on CUDA devices only, and this run is on {device}: use --backend=gloo")
     return backend

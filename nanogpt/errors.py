@@ -119,8 +119,8 @@ def install():
             os.fstat(number)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
-            if name != "stdin":
-                setattr(sys, name, open(number, "w", encoding="utf-8"))
+        if getattr(sys, name) is None and name != "stdin":
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

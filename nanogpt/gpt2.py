@@ -131,9 +131,10 @@ def write_folder(to, model, codec, tokenizer):
         "n_positions": sizes.block_size, "n_embd": sizes.n_embd, "n_layer": sizes.n_layer, "n_head": sizes.n_head,
         "activation_function": sizes.activation, "embd_pdrop": sizes.dropout, "attn_pdrop": sizes.dropout,
         "resid_pdrop": sizes.dropout, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+        "torch_dtype": "float32",
     } | ends  # fmt: skip
     padding = [i for i in range(sizes.vocab_size) if not codec.known(i)]  # which sample.py does not draw either
-    generation = ends | {"suppress_tokens": padding or None}
+    generation = ends | ({"suppress_tokens": padding} if padding else {})
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": sizes.block_size,

@@ -59,7 +59,7 @@ class StepGuard:
         if self.scaler.is_enabled():  # it skips what is not finite by itself
             skip = spike
         elif self.skips_on_device:
-            skip, optim.found_inf = False, (nonfinite | spike).float()
+            skip, optim.found_inf = False, (nonfinite | spike).float()  # its kernel leaves the step out
         else:
             skip = nonfinite | spike
         if not skip:

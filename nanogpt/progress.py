@@ -62,10 +62,10 @@ class Progress:
     def note_evaluation(self, losses, iter_num, time_is_up=False):
         """Takes the {split: loss} of an evaluation, and the time. Returns whether the val loss is the best so far."""
         now = self.now()
-        if self.last_evaluation:
+        if self.last_evaluation and now > self.last_evaluation[1]:  # a coarse clock may stand still
             iteration, then = self.last_evaluation
-            seconds = max(now - then, 1e-9)  # evaluations and saves count in it; a coarse clock may stand still
-            self.rate = self.tokens_per_iter * (iter_num - iteration) / seconds
+            # evaluations and saves count in this time
+            self.rate = self.tokens_per_iter * (iter_num - iteration) / (now - then)
         self.last_evaluation = iter_num, now
         better = losses["val"] < self.best_val_loss
         if better:

@@ -623,6 +623,10 @@ def test_dashes_and_quotes_that_an_editor_has_changed_are_answered_with_the_plai
     assert message.startswith(argument) and message.endswith(form)
 
 
+def test_a_name_may_end_in_such_a_quote(settings):
+    assert settings("--out_dir=James\u2019")[0]["out_dir"] == "James\u2019"
+
+
 @pytest.mark.parametrize("argument, start, note", [
     ("--start=\u201cAy\u201d", "\u201cAy\u201d", ""), ('--start="ROMEO"', "ROMEO", ""), ('--start="ROMEO:\\n"', "ROMEO:\n", ""),
     ("--start=FILE:x\\new.txt", "FILE:x\\new.txt", ""), ("--start=a\nb", "a\nb", ""),

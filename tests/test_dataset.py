@@ -211,6 +211,14 @@ def test_a_dataset_json_that_is_not_one_is_one_line(prepared, change):
         checked()
 
 
+def test_a_dataset_json_that_counts_other_tokens_than_the_bin_has_is_one_line(prepared):
+    facts = facts_of(prepared)
+    facts["tokens"]["val"] = 0
+    (prepared / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="val.bin is not the one that dataset.json"):
+        checked()
+
+
 def test_a_dataset_json_that_an_editor_has_saved_with_a_mark_and_other_line_ends_is_the_same(prepared, own):
     write_dataset(str(prepared), pairs([1, 2] * 9), pairs([0, 1] * 9), 260, tokenizer=own)
     content = (prepared / "dataset.json").read_bytes()

@@ -45,6 +45,22 @@ def test_a_failure_of_the_machine_is_one_line_and_exit_1(run, own_project, line,
     assert result.stdout == "before\n"
 
 
+def test_a_programs_own_stream_is_kept_where_the_standard_one_is_closed(run, own_project, tmp_path):
+    """As in an editor that shows what is printed in a window of its own."""
+    lines = ["import io, os, sys", "from nanogpt import errors", "sys.stdout = own = io.StringIO()", "os.close(1)",
+             "errors.install()", "print('a line')", f"open({str(tmp_path / 'seen')!r}, 'w').write(own.getvalue())"]  # fmt: skip
+    (own_project / "editor.py").write_text("\n".join(lines))
+    run("editor.py", project=own_project)
+    assert (tmp_path / "seen").read_text() == "a line\n"
+
+
+def test_a_stream_that_is_none_is_replaced_though_its_number_is_in_use(run, own_project):
+    lines = ["import sys", "from nanogpt import errors", "sys.stdout = None", "errors.install()", "print('a line', flush=True)",
+             "sys.stdout.write('another')"]  # fmt: skip
+    (own_project / "none.py").write_text("\n".join(lines))
+    assert run("none.py", project=own_project).stderr == ""
+
+
 def test_importing_the_project_changes_nothing_in_the_process(run, own_project):
     """Only configure(), which a script calls, has mistakes printed as one line."""
     program = "import sys, model, configurator, data.text, nanogpt.errors\nassert sys.excepthook is sys.__excepthook__\n"

@@ -99,6 +99,13 @@ def test_rank_0s_clock_decides_for_all():
         assert [each.time_is_up() for each in ranks] == [expected] * 2
 
 
+def test_a_clock_that_stands_still_between_two_evaluations_gives_no_rate():
+    run = progress()
+    for iter_num in (0, 10):
+        run.note_evaluation({"val": 1.0}, iter_num)
+        assert run.rate is None and run.line(iter_num) == f"{iter_num}% done"
+
+
 def test_a_run_of_any_length_has_a_line():
     clock = Clock()
     run = progress(now=clock, max_iters=10**18)

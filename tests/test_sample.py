@@ -348,11 +348,11 @@ def test_where_the_default_prompt_is_unknown_a_character_of_the_vocabulary_begin
 
 
 def test_a_prompt_that_was_given_is_taken_as_given_or_refused(sample, no_line_feed, tmp_path):
-    assert "no tokens for these characters of the text: '\\n'" in error_line(sample("--start='\\n'", expect=2, **no_line_feed))
+    assert "no tokens for '\\n'" in error_line(sample("--start='\\n'", expect=2, **no_line_feed))
     (tmp_path / "prompt.txt").write_text("\n")
-    assert "no tokens for these characters of the text: '\\n'" in error_line(sample("--start=FILE:prompt.txt", cwd=tmp_path, expect=2, **no_line_feed))
+    assert "no tokens for '\\n'" in error_line(sample("--start=FILE:prompt.txt", cwd=tmp_path, expect=2, **no_line_feed))
     (tmp_path / "mine.py").write_text("start = '\\n'\n")
-    assert "no tokens for these characters of the text: '\\n'" in error_line(sample("mine.py", cwd=tmp_path, expect=2, **no_line_feed))
+    assert "no tokens for '\\n'" in error_line(sample("mine.py", cwd=tmp_path, expect=2, **no_line_feed))
     result = sample(num_samples=1, max_new_tokens=0, start="ab", **no_line_feed)
     assert texts_of(result) == ["ab"] and result.stderr == ""
 

@@ -117,8 +117,8 @@ def test_interactive_answers_each_line_and_goes_on_after_one_it_cannot(sample):
     assert len(answers) == 3 and answers[0][:2] == "ab" and answers[1][0] == "b" and not answers[2]
     assert errors.splitlines() == [
         "error: the prompt is empty, or the tokenizer drops all of it: give at least one character",
-        "error: the vocabulary has no tokens for these characters of the text: '%' (U+0025)",
-        "error: the vocabulary has no tokens for these characters of the text: '\ufffd' (U+FFFD)",
+        "error: the vocabulary has no tokens for '%' (U+0025)",
+        "error: the vocabulary has no tokens for '\ufffd' (U+FFFD)",
     ]
 
 

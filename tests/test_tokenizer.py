@@ -312,7 +312,7 @@ def test_unknown_characters_are_named_and_counted(kind):
     text = "aab ж b жж ☃ ab"
     assert {c: n for c, n in codec.missing(text, codec.encode_ordinary(text)).items() if c != "▁"} == {"ж": 3, "☃": 1}
     assert not codec.missing("ab b", codec.encode_ordinary("ab b"))
-    with pytest.raises(UserError, match=r"no tokens for these characters of the text: 'ж' \(U\+0436\)"):
+    with pytest.raises(UserError, match=r"no tokens for 'ж' \(U\+0436\)"):
         codec.encode("aж")
 
 
@@ -353,7 +353,7 @@ def test_a_word_longer_than_wordpiece_takes_is_named():
     codec = codec_of_tokenizer(text, "x")
     assert not codec.missing("the cat " + "a" * 30, codec.encode_ordinary("the cat " + "a" * 30))
     assert codec.missing("the cat " + "a" * 31, codec.encode_ordinary("the cat " + "a" * 31)) == {"a" * 31: 1}
-    with pytest.raises(UserError, match="no tokens for these characters of the text: 'aaaaaaaaaaaaaaaaaaaa'$"):
+    with pytest.raises(UserError, match=r"no tokens for 'aaaaaaaaaaaaaaaaaaaa' \(31 characters\)"):
         codec.encode("the cat " + "a" * 31)
 
 
@@ -725,7 +725,7 @@ def test_openwebtext_in_other_tokens_says_what_text_bpe_says(work, tmp_path):
     (folder / "unfinished.tmp").unlink()
     before = files_in(folder)
     line = error_after_progress(prepare(work, "openwebtext", *arguments))
-    assert "no tokens for these characters of the text: '☃' (U+2603)" in line
+    assert "no tokens for '☃' (U+2603)" in line
     assert files_in(folder) == before
 
 

@@ -23,7 +23,7 @@ to = ""  # the folder to write; it must not exist, or be empty
 configure(globals())
 require("tools/export.py", "safetensors")
 advise_on_memory("the model takes some 8 bytes a parameter here")
-if not to or os.path.isfile(to) or os.path.isdir(to) and os.listdir(to):
+if not to or os.path.exists(to) and (not os.path.isdir(to) or os.listdir(to)):
     raise UserError(f"--to={to}: takes a folder that is not there yet, or is empty")
 
 trained = Pretrained.load(GPT, "resume", out_dir)

@@ -29,7 +29,7 @@ folder = data_folder(name)
 if files:
     text = "".join(text_chunks(text_files(files)))
 else:
-    library = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    library = sorted(Path(sysconfig.get_path("stdlib")).glob("[!.]*.py"))
     text = "".join(path.read_text(encoding="ascii", errors="ignore") for path in library)
     print(f"the standard library of Python {sys.version.split()[0]}: {len(library)} files")
 prepare_chars(folder, text)
