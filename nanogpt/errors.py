@@ -151,6 +151,13 @@ def _is_unread():
     return bool(poll.poll(0))
 
 
+def _end(code):
+    """Ends the process; if it is connected to others, at once: gloo's threads may abort while Python is torn down."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        os._exit(code)
+    sys.exit(code)
+
+
 def report(kind, error, trace):
     """sys.excepthook: prints one line for what is not a bug, and exits."""
     unread = _is_unread()
@@ -159,13 +166,13 @@ def report(kind, error, trace):
     except OSError:
         drop_output()
     if issubclass(kind, KeyboardInterrupt):
-        sys.exit(130)
+        _end(130)
     if issubclass(kind, BrokenPipeError) and unread:  # `| head` has read enough: this is no error
-        sys.exit(0)
+        _end(0)
     message = str(error) if issubclass(kind, UserError) else machine_failure(error)
     if message is None:
         sys.__excepthook__(kind, error, trace)
-        sys.exit(1)
+        _end(1)
     rank = int(os.environ.get("RANK", 0))
     if rank > 0:
         # Nearly always rank 0 meets the same error and prints it. torchrun stops this process while it waits.
@@ -173,4 +180,4 @@ def report(kind, error, trace):
         time.sleep(5)
         message = f"rank {rank}: {message}"
     complain(message)
-    sys.exit(2 if issubclass(kind, UserError) else 1)
+    _end(2 if issubclass(kind, UserError) else 1)

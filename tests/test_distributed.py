@@ -352,7 +352,8 @@ def test_a_mistake_is_one_line_from_rank_0_and_ends_every_rank(torchrun, tmp_pat
 @pytest.mark.slow
 def test_ranks_that_make_a_mistake_end_within_seconds_without_torchrun_too(ranks, tmp_path):
     start = time.monotonic()
-    running = ranks(2, *flags(TINY, dataset="nowhere", out_dir=tmp_path / "out"), "--gradient_accumulation_steps=2")
+    settings = flags(TINY, dataset="nowhere", out_dir=tmp_path / "out", gradient_accumulation_steps=2)
+    running = ranks(2, *settings, script="tests/programs/abort_at_exit.py")
     results = [each.end() for each in running]
     assert time.monotonic() - start < 30
     assert error_line(results[0]).startswith("dataset nowhere is not prepared")
