@@ -18,7 +18,7 @@ import pytest
 import reference
 import torch
 import torch.distributed as dist
-from conftest import RESUME, SYNTHETIC, TINY, error_line, flags, parse, rows as log_rows
+from conftest import ROOT, RESUME, SYNTHETIC, TINY, error_line, flags, parse, rows as log_rows
 from reference import F
 from runs import assert_close, load, places
 
@@ -336,13 +336,17 @@ MISTAKES = {
 
 @pytest.mark.slow  # real launches; the quick one below starts ranks by itself
 def test_a_mistake_is_one_line_from_rank_0_and_ends_every_rank(torchrun, tmp_path):
-    settings = flags(TINY, gradient_accumulation_steps=2)
-    launches = {m: torchrun(*settings, f"--out_dir={tmp_path / str(i)}", m) for i, m in enumerate(MISTAKES)}
+    settings, program = flags(TINY, gradient_accumulation_steps=2), ROOT / "tests/programs/abort_at_exit.py"
+    launches = {
+        mistake: torchrun(*settings, f"--out_dir={tmp_path / str(i)}", mistake, program=program)
+        for i, mistake in enumerate(MISTAKES)
+    }
     for mistake, launch in launches.items():
         result = launch.end()
         assert result.returncode == 1
         lines = our_errors(result.stderr)
         assert len(lines) == 1 and lines[0].startswith("error: " + MISTAKES[mistake]), (mistake, result.stderr)
+        assert "SIGABRT" not in result.stderr
         # of the ranks' own; the ChildFailedError at the end is torchrun's
         assert "train.py\", line" not in result.stderr
         assert launch.workers() == {}
@@ -352,8 +356,7 @@ def test_a_mistake_is_one_line_from_rank_0_and_ends_every_rank(torchrun, tmp_pat
 @pytest.mark.slow
 def test_ranks_that_make_a_mistake_end_within_seconds_without_torchrun_too(ranks, tmp_path):
     start = time.monotonic()
-    settings = flags(TINY, dataset="nowhere", out_dir=tmp_path / "out", gradient_accumulation_steps=2)
-    running = ranks(2, *settings, script="tests/programs/abort_at_exit.py")
+    running = ranks(2, *flags(TINY, dataset="nowhere", out_dir=tmp_path / "out"), "--gradient_accumulation_steps=2")
     results = [each.end() for each in running]
     assert time.monotonic() - start < 30
     assert error_line(results[0]).startswith("dataset nowhere is not prepared")
