@@ -46,7 +46,8 @@ def open_checked(path, block_size, dataset):
         raise UserError(f"dataset {dataset} is not prepared ({os.path.basename(path)} is missing); run: {how}")
     tokens, file = open_bin(path)
     if len(tokens) < block_size + 1:
-        raise UserError(f"{path}: {len(tokens):,} tokens are fewer than block_size + 1 = {block_size + 1:,}")
+        least = f"block_size + 1 = {block_size + 1:,}: prepare a longer text, or give a smaller --block_size="
+        raise UserError(f"{path}: {len(tokens):,} tokens are fewer than {least}")
     return tokens, file
 
 

@@ -30,8 +30,6 @@ def prepare_documents(folder, source, subset, tokenizer):
     say_end(codec)
     try:
         documents = load_documents(source, subset)
-    except UserError:
-        raise
     except Exception as error:  # the libraries below raise a dozen kinds
         other = "" if os.path.isdir(source) else "; --source= takes a folder of .parquet, .jsonl and .txt files too"
         raise UserError(f"--source={source} cannot be loaded: {error.__cause__ or error}{other}") from None
@@ -100,6 +98,8 @@ def load_documents(source, subset):
     """
     from datasets import concatenate_datasets, load_dataset
 
+    if os.path.isfile(source):
+        raise UserError("it is a file")
     if not os.path.isdir(source):
         return load_dataset(source, subset or None, split="train", num_proc=usable_cores()).select_columns("text")
     endings = (".jsonl", ".parquet", ".txt")

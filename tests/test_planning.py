@@ -217,7 +217,7 @@ def test_an_unknown_gpu_names_the_nearest(name, near):
     (["--gpu=A1000"], "nearest names there: a100"), (["--count=0"], "--count=0: must be at least 1"),
     (["--count=7"], "number of processes, 7"), (["--gpu=H100", "--measure=True"], "measures this machine"),
     (["--bacth_size=2"], "did you mean batch_size?"), (["--n_head=5"], "n_embd must be divisible by n_head"),
-    (["--mfu=-0.1"], "--mfu=-0.1"),
+    (["--mfu=-0.1"], "--mfu=-0.1"), (["--mfu=40"], "--mfu=40.0: must be at least 0 and below 1"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(run, arguments, said):
     result = run("tools/plan.py", *arguments, expect=2)

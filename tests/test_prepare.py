@@ -336,6 +336,17 @@ def test_an_openwebtext_source_that_cannot_be_read_gets_one_line(work, tmp_path,
 
 @pytest.mark.slow
 @needs_bpe
+def test_a_source_that_is_a_file_is_not_looked_for_on_the_hub(work, tmp_path):
+    pytest.importorskip("datasets")
+    write_text(tmp_path / "book.txt", "a book")
+    result = prepare(work, "openwebtext", f"--source={tmp_path / 'book.txt'}")
+    assert error_line(result).endswith(
+        "book.txt cannot be loaded: it is a file; --source= takes a folder of .parquet, .jsonl and .txt files too"
+    )
+
+
+@pytest.mark.slow
+@needs_bpe
 def test_openwebtext_without_a_network_gets_one_line(work):
     pytest.importorskip("datasets")
     assert "dylanebert/openwebtext" in error_after_progress(prepare(work, "openwebtext"))

@@ -39,7 +39,7 @@ gpu = ""  # a name of the table in nanogpt/mfu.py, such as "A100" or "A100 80GB"
 count = 1  # devices, a process on each
 vocab_size = 0  # token ids; 0: the dataset's, or 50304 as in train.py
 mfu = 0.0  # the share of the peak to expect, as a fraction of 1; 0: by planning.usual_mfu()
-measure = False  # run ten iterations here with these settings, and take their time
+measure = False  # run ten iterations here with these settings, and take the median time of the last five
 dollars_per_hour = 0.0  # the price of all devices together
 
 TRAIN = os.path.join(ROOT, "train.py")
@@ -53,8 +53,8 @@ if saved:
 elif run.init_from == "resume":
     raise UserError(f"there is no checkpoint in {run.out_dir} that can be read")
 settings.at_least(1, "count eval_interval log_interval eval_iters gradient_accumulation_steps batch_size block_size")
-settings.at_least(0, "max_iters max_seconds vocab_size mfu dollars_per_hour peak_flops")
-settings.at_least(0, "dropout", below=1)
+settings.at_least(0, "max_iters max_seconds vocab_size dollars_per_hour peak_flops")
+settings.at_least(0, "dropout mfu", below=1)
 settings.one_of(optimizer=("adamw", "muon"), sharding=("ddp", "fsdp"))
 micro_steps = share_evenly(run.gradient_accumulation_steps, run.count)
 if run.measure and (run.gpu or run.count > 1):
